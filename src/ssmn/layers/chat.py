@@ -1,0 +1,50 @@
+"""Internal recurrent chat: the memory is asked again, with what it answered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class InternalRecurrentChat(nn.Module):
+    """R further reads of one written memory, which answer questions of R + 1 hops.
+
+    h⁽⁰⁾ = h;  h⁽ʳ⁺¹⁾ = ρ_r h + α_r RMSNorm(W_o o⁽ʳ⁾);  o⁽ʳ⁺¹⁾ = read(h⁽ʳ⁺¹⁾); the reads are mixed by
+    (R + 1) · softmax(W_m h). Every round reads the same memory, and no read is ever written back.
+
+    Args:
+        hidden_dim: D.
+        rounds: R ≥ 1.
+        eps: Epsilon of the norm.
+    """
+
+    def __init__(self, hidden_dim: int, rounds: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.rounds, self.eps = rounds, eps
+        self.keep = nn.Parameter(torch.full((rounds,), 0.5))
+        self.add = nn.Parameter(torch.ones(rounds))
+        self.mix = nn.Linear(hidden_dim, rounds + 1, bias=False)
+        nn.init.zeros_(self.mix.weight)
+
+    def forward(self, hidden: Tensor, read: Callable[[Tensor], Tensor], output: Callable[[Tensor], Tensor]) -> Tensor:
+        """Reads, re-asks and mixes.
+
+        Args:
+            hidden: [B, T, D].
+            read: [B, T, D] to the memory's normalised answer [B, T, D].
+            output: The projection W_o back to the width of `hidden`.
+
+        Returns:
+            [B, T, D], the mixed answer, before W_o.
+        """
+        weights = torch.softmax(self.mix(hidden), -1) * (self.rounds + 1)
+        answer = read(hidden)
+        mixed = weights[..., :1] * answer
+        for number in range(self.rounds):
+            thought = functional.rms_norm(output(answer), hidden.shape[-1:], eps=self.eps)
+            answer = read(self.keep[number] * hidden + self.add[number] * thought)
+            mixed = mixed + weights[..., number + 1 : number + 2] * answer
+        return mixed

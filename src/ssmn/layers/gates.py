@@ -1,0 +1,86 @@
+"""The gates of the memory: how strongly a step is written (its importance), erased, and forgotten."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ssmn.config import Plasticity
+from ssmn.errors import ShapeError
+from ssmn.ops.common import state_dtype
+from ssmn.ops.segments import spread
+
+
+class ImportanceGate(nn.Module):
+    """Data-dependent write strength: η_t = min(1, 2 · plasticity_eta · sigmoid(w·h_t + u·h_{t−1} + b)), per head.
+
+    The importance of a step is its η before any scaling; a separate gate network gained nothing over it.
+
+    Args:
+        hidden_dim: D.
+        heads: H.
+        plasticity_eta: Base η in [0, 1].
+    """
+
+    def __init__(self, hidden_dim: int, heads: int, plasticity_eta: float = 0.5) -> None:
+        super().__init__()
+        self.plasticity_eta = plasticity_eta
+        self.present = nn.Linear(hidden_dim, heads)
+        self.previous = nn.Linear(hidden_dim, heads, bias=False)
+        nn.init.zeros_(self.present.bias)
+        nn.init.zeros_(self.previous.weight)
+
+    def forward(self, hidden: Tensor, previous: Tensor) -> Tensor:
+        """hidden, previous [B, T, D] to sigmoid(..) in [0, 1], [B, T, H] in the state dtype."""
+        logits = self.present(hidden) + self.previous(previous)
+        return logits.to(state_dtype(hidden.dtype)).sigmoid()
+
+
+class DecayGate(nn.Module):
+    """Data-dependent forgetting: log(1 − λ_t) = −exp(L) · softplus(w·h_t + ln(e − 1)), L = log(−log(1 − λ)), per head.
+
+    At the start w = 0 and the softplus is 1, so λ_t is the base λ.
+
+    Args:
+        hidden_dim: D.
+        decay_lambda: Base λ in [0, 1), one per head.
+    """
+
+    def __init__(self, hidden_dim: int, decay_lambda: tuple[float, ...]) -> None:
+        super().__init__()
+        self.present = nn.Linear(hidden_dim, len(decay_lambda), bias=False)
+        nn.init.zeros_(self.present.weight)
+        self.log_rate = nn.Parameter(log_rate(torch.tensor(decay_lambda, dtype=torch.float64)).float())
+
+    def forward(self, hidden: Tensor, decay_lambda: Tensor | None = None) -> Tensor:
+        """hidden [B, T, D] to log(1 − λ) [B, T, H]; `decay_lambda`, broadcastable to it, replaces the base."""
+        dtype = state_dtype(hidden.dtype)
+        swing = functional.softplus(self.present(hidden).to(dtype) + math.log(math.e - 1))
+        base = self.log_rate if decay_lambda is None else log_rate(decay_lambda)
+        return -base.to(dtype).exp() * swing
+
+
+def log_rate(decay_lambda: Tensor) -> Tensor:
+    """L = log(−log(1 − λ)); −inf for λ = 0, which then never decays."""
+    return torch.log(-torch.log1p(-decay_lambda))
+
+
+def setting(
+    value: Any, name: str, hidden: Tensor, cu_seqlens: Tensor | None, streams: int
+) -> Tensor:
+    """A number, or one per stream, as a tensor that broadcasts against [B, T, H]."""
+    dtype = state_dtype(hidden.dtype)
+    tensor = torch.as_tensor(value, dtype=dtype, device=hidden.device)
+    if tensor.dim() == 0:
+        return tensor
+    if tensor.shape != (streams,):
+        raise ShapeError(f"Plasticity: {name} has shape {list(tensor.shape)}; wanted a number or one per stream [{streams}].")
+    return spread(tensor, hidden.shape[0], hidden.shape[1], cu_seqlens).unsqueeze(-1)
+
+
+DEFAULT = Plasticity()
+"""The model as it was trained."""

@@ -1,0 +1,194 @@
+"""Synaptic memory: the brain. Fast weights that are written and read in the forward pass."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ssmn import ops
+from ssmn.config import Initialisation, Pairing, Plasticity, UpdateRule, default_decay_lambda
+from ssmn.layers.chat import InternalRecurrentChat
+from ssmn.layers.checks import check_hidden
+from ssmn.layers.gates import DEFAULT, DecayGate, ImportanceGate, setting
+from ssmn.ops.common import state_dtype
+from ssmn.ops.segments import shift_to_previous
+from ssmn.state import PlasticState
+
+EPS = 1e-12
+
+
+class SynapticMemory(nn.Module):
+    """A memory S [H, K, V] that stores "what followed this" and is asked "what followed things like now".
+
+    k_t = l2(W_k h_{t−1}), q_t = l2(W_q h_t), v_t = W_v h_t; S_t by `ssmn.ops.synaptic_memory`;
+    y_t = W_o (RMSNorm(S_tᵀ q_t) · silu(W_g h_t + 1)). The pairing of h_t with h_{t−1} is the seed's
+    ΔW_f = η (h_t ⊗ h_{t−1}) − λ W_f, with S the transpose of W_f; the rules are those of linear attention
+    with decay (Katharopoulos et al., 2020) and Gated DeltaNet (Yang et al., 2024).
+
+    Args:
+        hidden_dim: D; K = V = D / heads.
+        heads: H; must divide D.
+        update_rule: `hebbian`, `delta` or `erase`.
+        pairing: `previous`, or `same` for ablation.
+        plasticity_eta: Base η in [0, 1].
+        decay_lambda: Base λ in [0, 1) per head; None = 1e-4 for one head, else log-spaced 3e-2 to 1e-5.
+        write_threshold: Steps whose importance is below this are not written; 0 = off.
+        chat_rounds: R, rounds of internal recurrent chat.
+        initialisation: `associative` (W_k = W_q and W_o = W_vᵀ, orthogonal: what is read points back at what
+            was stored), or `standard` for ablation.
+
+    Example:
+        >>> import torch, ssmn
+        >>> memory = ssmn.layers.SynapticMemory(16)
+        >>> y, state = memory(torch.randn(2, 7, 16))
+        >>> y, state = memory(torch.randn(2, 1, 16), state, plasticity=ssmn.LONG_TERM)
+        >>> y.shape, state.memory.shape
+        (torch.Size([2, 1, 16]), torch.Size([2, 1, 16, 16]))
+    """
+
+    def __init__(
+        self,
+        hidden_dim: int,
+        heads: int = 1,
+        *,
+        update_rule: UpdateRule = "delta",
+        pairing: Pairing = "previous",
+        plasticity_eta: float = 0.5,
+        decay_lambda: tuple[float, ...] | None = None,
+        write_threshold: float = 0.0,
+        chat_rounds: int = 0,
+        initialisation: Initialisation = "associative",
+    ) -> None:
+        super().__init__()
+        self.hidden_dim, self.heads, self.head_dim = hidden_dim, heads, hidden_dim // heads
+        self.update_rule, self.pairing, self.write_threshold = update_rule, pairing, write_threshold
+        self.query = nn.Linear(hidden_dim, hidden_dim, bias=False)
+        self.key = nn.Linear(hidden_dim, hidden_dim, bias=False)
+        self.value = nn.Linear(hidden_dim, hidden_dim, bias=False)
+        self.gate = nn.Linear(hidden_dim, hidden_dim)
+        self.output = nn.Linear(hidden_dim, hidden_dim, bias=False)
+        self.read_norm = nn.Parameter(torch.ones(self.head_dim))
+        self.importance = ImportanceGate(hidden_dim, heads, plasticity_eta)
+        self.erasure = ImportanceGate(hidden_dim, heads) if update_rule == "erase" else None
+        self.decay = DecayGate(hidden_dim, decay_lambda or default_decay_lambda(heads))
+        self.chat = InternalRecurrentChat(hidden_dim, chat_rounds) if chat_rounds else None
+        nn.init.ones_(self.gate.bias)
+        if initialisation == "associative":
+            nn.init.orthogonal_(self.query.weight)
+            nn.init.orthogonal_(self.value.weight)
+            with torch.no_grad():
+                self.key.weight.copy_(self.query.weight)
+                self.output.weight.copy_(self.value.weight.T)
+
+    def init_state(self, batch_size: int) -> PlasticState:
+        """A fresh state for `batch_size` streams: all zeros."""
+        weight = self.query.weight
+        dtype = state_dtype(weight.dtype)
+        memory = torch.zeros(batch_size, self.heads, self.head_dim, self.head_dim, dtype=dtype, device=weight.device)
+        return PlasticState(memory, torch.zeros(batch_size, self.hidden_dim, dtype=dtype, device=weight.device))
+
+    def forward(
+        self,
+        hidden: Tensor,
+        state: PlasticState | None = None,
+        *,
+        mask: Tensor | None = None,
+        reset: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        elapsed: Tensor | None = None,
+        plasticity: Plasticity | None = None,
+    ) -> tuple[Tensor, PlasticState]:
+        """Writes and reads.
+
+        Args:
+            hidden: [B, T, D], normalised hidden vectors.
+            state: Memory and previous hidden vector; None = fresh.
+            mask: [B, T] bool, True = open.
+            reset: [B, T] bool, True = fresh before this step.
+            cu_seqlens: [N + 1] boundaries of packed segments (B = 1).
+            elapsed: [B, T], time since the step before (≥ 0, 1 by default); multiplies the decay.
+            plasticity: How strongly to learn and forget in this call; None = as trained.
+
+        Returns:
+            (y [B, T, D], state). At a closed step y is a read without a write.
+
+        Raises:
+            ShapeError, DtypeError, RangeError: An argument does not fit.
+        """
+        check_hidden(type(self).__name__, hidden, self.hidden_dim)
+        streams = hidden.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+        if state is None:
+            state = self.init_state(streams)
+        before = state.previous.to(hidden.dtype)
+        previous, latest = shift_to_previous(hidden, before, mask, reset, cu_seqlens)
+        paired = previous if self.pairing == "previous" else hidden
+        eta, log_decay, opened = self._gates(hidden, previous, mask, elapsed, plasticity or DEFAULT, cu_seqlens, streams)
+        trace, memory = ops.memory_write(
+            unit(self._heads(self.key(paired))),
+            self._heads(self.value(hidden)),
+            eta=eta,
+            log_decay=log_decay,
+            erase=None if self.erasure is None else self.erasure(hidden, previous),
+            rule=self.update_rule,
+            mask=opened,
+            reset=reset,
+            cu_seqlens=cu_seqlens,
+            initial_state=state.memory,
+        )
+
+        def read(question: Tensor) -> Tensor:
+            answer = ops.memory_read(unit(self._heads(self.query(question))), trace)
+            return functional.rms_norm(answer.to(memory.dtype), (self.head_dim,), eps=EPS).to(hidden.dtype).mul(
+                self.read_norm
+            ).flatten(2)
+
+        answer = read(hidden) if self.chat is None else self.chat(hidden, read, self.output)
+        y = self.output(answer * functional.silu(self.gate(hidden)))
+        return y, PlasticState(memory, latest.to(state.previous.dtype))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, self.head_dim))
+
+    def _gates(
+        self,
+        hidden: Tensor,
+        previous: Tensor,
+        mask: Tensor | None,
+        elapsed: Tensor | None,
+        plasticity: Plasticity,
+        cu_seqlens: Tensor | None,
+        streams: int,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(η [B, T, H], log(1 − λ) [B, T, H], open steps [B, T, H] or None)."""
+
+        def chosen(name: str) -> Tensor | None:
+            value = getattr(plasticity, name)
+            return None if value is None else setting(value, name, hidden, cu_seqlens, streams)
+
+        swing = self.importance(hidden, previous)
+        importance = (2 * self.importance.plasticity_eta * swing).clamp(max=1.0)
+        base = chosen("plasticity_eta")
+        eta = importance if base is None else 2 * base * swing
+        scale = chosen("eta_scale")
+        assert scale is not None
+        eta = (scale * eta).clamp(max=1.0)
+
+        log_decay = self.decay(hidden, chosen("decay_lambda")) * chosen("decay_scale")
+        if elapsed is not None:
+            log_decay = log_decay * elapsed.to(log_decay.dtype).unsqueeze(-1)
+
+        opened = None if mask is None else mask.unsqueeze(-1).expand_as(eta)
+        threshold = chosen("write_threshold")
+        if threshold is not None or self.write_threshold > 0:
+            important = importance >= (self.write_threshold if threshold is None else threshold)
+            opened = important if opened is None else opened & important
+        if plasticity.frozen:
+            opened = torch.zeros_like(eta, dtype=torch.bool)
+        return eta, log_decay, opened
+
+
+def unit(x: Tensor) -> Tensor:
+    """Last axis scaled to norm 1 in the state dtype: x · rsqrt(Σ x² + 1e-12)."""
+    wide = x.to(state_dtype(x.dtype))
+    return (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + EPS)).to(x.dtype)

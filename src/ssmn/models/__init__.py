@@ -1,0 +1,30 @@
+"""The two models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ssmn.config import config_from_dict
+from ssmn.models.stack import Stack, read_config
+from ssmn.models.standard import SSMN
+from ssmn.models.text import TextSSMN
+
+_CLASSES: dict[str, type[Stack]] = {"standard": SSMN, "text": TextSSMN}
+
+
+def load_model(folder: str | Path) -> Stack:
+    """The model that a folder holds, of the class that its configuration names.
+
+    Args:
+        folder: Written by `save_pretrained` or `ssmn train`.
+
+    Returns:
+        An `SSMN` or a `TextSSMN`.
+
+    Raises:
+        FileError, ConfigError: The folder is not one of ours, or damaged.
+    """
+    return _CLASSES[config_from_dict(read_config(folder)).kind].from_pretrained(folder)
+
+
+__all__ = ["SSMN", "TextSSMN", "load_model"]

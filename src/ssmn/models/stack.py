@@ -1,0 +1,201 @@
+"""The stack of static and plastic blocks, and what both models share: state, steps, files."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from ssmn.config import Plasticity, StackConfig
+from ssmn.errors import ConfigError, DtypeError, FileError, RangeError, ShapeError, StateError
+from ssmn.files import atomic_write, load_model_file, save_model_file
+from ssmn.layers.attention import SlidingWindowAttention
+from ssmn.layers.blocks import Block, build_block
+from ssmn.ops.common import check_steps, shape_text
+from ssmn.ops.segments import count_open
+from ssmn.state import State, StreamState, from_numpy, to_numpy
+
+WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
+
+
+class Stack(nn.Module):
+    """Front, blocks, head: everything a model needs except what goes in and what comes out."""
+
+    config_class: ClassVar[type[StackConfig]]
+
+    def __init__(self, config: StackConfig) -> None:
+        super().__init__()
+        if not isinstance(config, self.config_class):
+            raise ConfigError(
+                f"{type(self).__name__}: config is {type(config).__name__}; wanted {self.config_class.__name__}."
+            )
+        assert config.layer_types is not None
+        self.config = config
+        self.blocks = nn.ModuleList(build_block(kind, config) for kind in config.layer_types)
+        self.norm = nn.RMSNorm(config.hidden_dim, eps=config.norm_eps)
+        for block in self.blocks:
+            self._scale_residual(block)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.norm.weight.device
+
+    def _scale_residual(self, block: Block) -> None:
+        """Output projections start at 0.5/√(fan-in · L), so that the residual stream keeps its size."""
+        outputs = [block.ffn.down]
+        if isinstance(block.mixer, SlidingWindowAttention) or self.config.initialisation == "standard":
+            outputs.append(block.mixer.output)
+        for layer in outputs:
+            nn.init.normal_(layer.weight, std=0.5 / math.sqrt(layer.in_features * self.config.num_layers))
+
+    def init_state(self, batch_size: int) -> StreamState:
+        """The fresh state of `batch_size` streams: all zeros."""
+        layers = tuple(block.mixer.init_state(batch_size) for block in self.blocks)
+        position = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
+        return StreamState(self._init_front(batch_size), layers, None, position)
+
+    def num_parameters(self) -> int:
+        """Number of weights; shared weights count once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def freeze_static(self) -> Self:
+        """Freezes the cortex: only the plastic blocks' weights stay trainable. Returns the model."""
+        self.requires_grad_(False)
+        for block in self.blocks:
+            if block.plastic:
+                block.mixer.requires_grad_(True)
+                block.mixer_norm.requires_grad_(True)
+        return self
+
+    def step(self, x: Tensor, state: StreamState | None = None, **options: Any) -> tuple[Tensor, StreamState]:
+        """One step of every stream: the forward pass at T = 1.
+
+        Args:
+            x: [B, input_dim], or token numbers [B].
+            state: The stream so far; None = fresh.
+            options: `mask`, `reset`, `elapsed` as [B], and `plasticity`, as in `forward`.
+
+        Returns:
+            (y [B, output], state).
+        """
+        for name in ("mask", "reset", "elapsed"):
+            if options.get(name) is not None:
+                options[name] = options[name].unsqueeze(1)
+        y, state = self(x.unsqueeze(1), state, **options)
+        return y.squeeze(1), state
+
+    def _init_front(self, batch_size: int) -> State | None:
+        return None
+
+    def _check_steps(
+        self,
+        x: Tensor,
+        state: StreamState | None,
+        mask: Tensor | None,
+        reset: Tensor | None,
+        cu_seqlens: Tensor | None,
+        elapsed: Tensor | None,
+        plasticity: Plasticity | None,
+    ) -> StreamState:
+        """Checks everything but the input itself; returns the state to start from."""
+        owner, sizes = type(self).__name__, {"B": x.shape[0], "T": x.shape[1]}
+        streams = check_steps(owner, sizes, mask, reset, cu_seqlens)
+        if plasticity is not None and not isinstance(plasticity, Plasticity):
+            raise DtypeError(f"{owner}: plasticity is {type(plasticity).__name__}; wanted ssmn.Plasticity(...).")
+        if elapsed is not None:
+            if not isinstance(elapsed, Tensor) or tuple(elapsed.shape) != tuple(x.shape[:2]):
+                came = shape_text(elapsed) if isinstance(elapsed, Tensor) else type(elapsed).__name__
+                raise ShapeError(f"{owner}: elapsed is {came}; wanted a tensor [B, T] = {list(x.shape[:2])}.")
+            if not torch.compiler.is_compiling() and not bool((elapsed.isfinite() & (elapsed >= 0)).all()):
+                raise RangeError(f"{owner}: elapsed has negative or non-finite times; wanted finite times ≥ 0.")
+        if state is None:
+            return self.init_state(streams)
+        if not isinstance(state, StreamState):
+            raise StateError(f"{owner}: state is {type(state).__name__}; wanted a StreamState, or None for a fresh one.")
+        if state.position.shape[0] != streams:
+            raise StateError(
+                f"{owner}: the state holds {state.position.shape[0]} streams but the input {streams}; "
+                "use state.select, state.merge or model.init_state."
+            )
+        if len(state.layers) != len(self.blocks):
+            raise StateError(f"{owner}: the state has {len(state.layers)} layers, the model {len(self.blocks)}.")
+        return state
+
+    def _run(
+        self,
+        x: Tensor,
+        state: StreamState,
+        front: State | None,
+        mask: Tensor | None,
+        reset: Tensor | None,
+        cu_seqlens: Tensor | None,
+        elapsed: Tensor | None,
+        plasticity: Plasticity | None,
+    ) -> tuple[Tensor, StreamState]:
+        layers = []
+        for block, layer in zip(self.blocks, state.layers, strict=True):
+            x, layer = block(
+                x, layer, mask=mask, reset=reset, cu_seqlens=cu_seqlens, elapsed=elapsed, plasticity=plasticity
+            )
+            layers.append(layer)
+        position = count_open(state.position, x.shape[0], x.shape[1], mask, reset, cu_seqlens)
+        return self.norm(x), StreamState(front, tuple(layers), None, position)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes `config.json` and `model.safetensors` (with checksum, atomically) into `folder`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = self.config.to_dict()
+        weights = {name: to_numpy(tensor) for name, tensor in self.state_dict().items()}
+        save_model_file(folder / WEIGHTS_FILE, config, weights)
+        atomic_write(folder / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """Reads what `save_pretrained` wrote; nothing in the files is executed.
+
+        Raises:
+            FileError: A file is missing, damaged, or of another kind of model.
+            ConfigError: The configuration is not one of this class.
+        """
+        values, path = read_config(folder), Path(folder) / WEIGHTS_FILE
+        model = cls(cls.config_class.from_dict(values))
+        saved, arrays = load_model_file(path)
+        if saved is not None and saved != values:
+            changed = sorted(key for key in saved.keys() | values.keys() if saved.get(key) != values.get(key))
+            raise FileError(
+                f"{Path(folder) / CONFIG_FILE}: {changed[0]} is {values.get(changed[0])!r}, but the weights were saved with "
+                f"{saved.get(changed[0])!r}; restore it, or build the model from a config of your own and load_state_dict."
+            )
+        tensors = {name: from_numpy(array) for name, array in arrays.items()}
+        wanted = model.state_dict()
+        for name in sorted(wanted.keys() | tensors.keys()):
+            came = shape_text(tensors[name]) if name in tensors else "missing"
+            want = shape_text(wanted[name]) if name in wanted else "no such tensor"
+            if came != want:
+                raise FileError(f"{path}: {name} is {came}; {CONFIG_FILE} wants {want}.")
+        model.load_state_dict(tensors)
+        return model
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The contents of a model folder's `config.json`.
+
+    Raises:
+        FileError: There is none, or it is not a JSON object.
+    """
+    path = Path(folder) / CONFIG_FILE
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FileError(f"{folder}: no {CONFIG_FILE}; wanted a folder written by save_pretrained or `ssmn train`.") from error
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path}: cannot be read as JSON ({error}).") from error
+    if not isinstance(values, dict):
+        raise FileError(f"{path}: holds {type(values).__name__}; wanted a JSON object.")
+    return values

@@ -1,0 +1,23 @@
+"""The two operations of an SSMN, each as a loop (`reference`), in chunks (`chunked`) and in C++ (`native`)."""
+
+from ssmn.ops.common import MemoryTrace
+from ssmn.ops.dispatch import (
+    backend_status,
+    choose_backend,
+    memory_read,
+    memory_write,
+    synaptic_memory,
+    use_backend,
+    window_attention,
+)
+
+__all__ = [
+    "MemoryTrace",
+    "backend_status",
+    "choose_backend",
+    "memory_read",
+    "memory_write",
+    "synaptic_memory",
+    "use_backend",
+    "window_attention",
+]

@@ -1,0 +1,140 @@
+"""What every backend shares: dtypes, argument checks, and the rules as coefficients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from ssmn.config import UpdateRule
+from ssmn.errors import DtypeError, RangeError, ShapeError
+
+_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class MemoryTrace:
+    """What `memory_write` leaves for `memory_read`: every state of the memory, in a form that any query can read.
+
+    Attributes:
+        backend: The backend that wrote it, and that reads it.
+        keys: [B, T, H, K], k_t.
+        updates: [B, T, H, V], u_t, the vector that was added along k_t: S_t = a_t S_{t−1} + k_t u_tᵀ.
+        log_keep: [B, T, H], log a_t.
+        states: The memory [.., H, K, V] after every step (`reference`) or before every chunk (the others).
+        initial_state: [N, H, K, V], the memory before the first step.
+        reset: [B, T] or None.
+        cu_seqlens: [N + 1] or None.
+        dtype: The dtype of what is read.
+    """
+
+    backend: str
+    keys: Tensor
+    updates: Tensor
+    log_keep: Tensor
+    states: Tensor
+    initial_state: Tensor
+    reset: Tensor | None
+    cu_seqlens: Tensor | None
+    dtype: torch.dtype
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64 inputs, float32 for everything else."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def coefficients(
+    rule: UpdateRule, eta: Tensor, log_decay: Tensor, erase: Tensor | None, mask: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Turns a rule into (write w, erase e or None, log a), each [B, T, H]; a closed step is exactly zero in all three."""
+    gate = None if mask is None else (mask if mask.dim() == 3 else mask.unsqueeze(-1))
+    zero = eta.new_zeros(())
+
+    def gated(value: Tensor) -> Tensor:
+        return value if gate is None else torch.where(gate, value, zero)
+
+    write = gated(eta)
+    if rule == "hebbian":
+        return write, None, gated(log_decay)
+    if rule == "delta":
+        return write, write, gated(log_decay)
+    assert erase is not None
+    return write, gated(erase), gated(log_decay)
+
+
+def shape_text(tensor: Tensor) -> str:
+    """`[2, 3, 4]`."""
+    return str(list(tensor.shape))
+
+
+def check_tensor(op: str, name: str, tensor: object, axes: str, sizes: dict[str, int], *, floating: bool = True) -> None:
+    """Checks the number of axes and sizes of `tensor` against `axes` ("B T H K"); new letters are learnt into `sizes`."""
+    letters = axes.split()
+    wanted = f"[{', '.join(letters)}]"
+    if not isinstance(tensor, Tensor):
+        raise DtypeError(f"{op}: {name} is {type(tensor).__name__}; wanted a tensor {wanted}.")
+    if floating and tensor.dtype not in _FLOATS:
+        raise DtypeError(f"{op}: {name} is {tensor.dtype}; wanted a floating dtype; convert it with .float().")
+    if tensor.dim() != len(letters):
+        raise ShapeError(f"{op}: {name} has shape {shape_text(tensor)}; wanted {len(letters)} axes {wanted}.")
+    for letter, size in zip(letters, tensor.shape, strict=True):
+        if sizes.setdefault(letter, size) != size:
+            known = ", ".join(f"{key}={sizes[key]}" for key in letters if key in sizes)
+            raise ShapeError(f"{op}: {name} has shape {shape_text(tensor)}; wanted {wanted} with {known}.")
+
+
+def check_steps(
+    op: str, sizes: dict[str, int], mask: Tensor | None, reset: Tensor | None, cu_seqlens: Tensor | None
+) -> int:
+    """Checks mask, reset and cu_seqlens against B and T; returns the number of streams (N when packed, else B)."""
+    batch, time = sizes["B"], sizes["T"]
+    for name, steps in (("mask", mask), ("reset", reset)):
+        if steps is None:
+            continue
+        if not isinstance(steps, Tensor) or steps.dtype != torch.bool:
+            came = steps.dtype if isinstance(steps, Tensor) else type(steps).__name__
+            raise DtypeError(f"{op}: {name} is {came}; wanted a bool tensor [B, T]; convert it with .bool().")
+        per_head = name == "mask" and "H" in sizes and tuple(steps.shape) == (batch, time, sizes["H"])
+        if tuple(steps.shape) != (batch, time) and not per_head:
+            raise ShapeError(f"{op}: {name} has shape {shape_text(steps)}; wanted [B, T] with B={batch}, T={time}.")
+    if cu_seqlens is None:
+        return batch
+    if not isinstance(cu_seqlens, Tensor) or cu_seqlens.dtype not in (torch.int32, torch.int64) or cu_seqlens.dim() != 1:
+        raise DtypeError(f"{op}: cu_seqlens must be a 1-d int32 or int64 tensor [N + 1] of segment boundaries.")
+    if batch != 1:
+        raise ShapeError(f"{op}: cu_seqlens packs the segments into one row, but B={batch}; wanted B=1.")
+    if not torch.compiler.is_compiling():
+        bounds = cu_seqlens.tolist()
+        if len(bounds) < 2 or bounds[0] != 0 or bounds[-1] != time or any(a > b for a, b in zip(bounds, bounds[1:], strict=False)):
+            raise RangeError(f"{op}: cu_seqlens={_short(bounds)}; wanted boundaries that rise from 0 to T={time}.")
+    return cu_seqlens.shape[0] - 1
+
+
+def check_range(op: str, name: str, tensor: Tensor, low: float, high: float) -> None:
+    """Refuses values outside [low, high] and NaN (not under torch.compile, which cannot branch on values)."""
+    if torch.compiler.is_compiling() or tensor.numel() == 0:
+        return
+    least, most = torch.aminmax(tensor.detach())
+    if not (low <= float(least) and float(most) <= high):
+        raise RangeError(f"{op}: {name} lies in [{float(least):g}, {float(most):g}]; wanted [{low:g}, {high:g}].")
+
+
+def check_choice(op: str, name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Refuses a value that is not one of `choices`."""
+    if value not in choices:
+        raise RangeError(f"{op}: {name}={value!r}; wanted one of {', '.join(choices)}.")
+
+
+def check_rule(op: str, rule: str, erase: Tensor | None) -> None:
+    """The rule must be known; `erase` belongs to the rule `erase` and to no other."""
+    check_choice(op, "rule", rule, get_args(UpdateRule))
+    if (rule == "erase") != (erase is not None):
+        way_out = "pass erase [B, T, H]" if erase is None else "leave erase out, or use rule='erase'"
+        raise RangeError(f"{op}: rule={rule!r} with erase {'missing' if erase is None else 'given'}; {way_out}.")
+
+
+def _short(values: list[int]) -> str:
+    return str(values) if len(values) <= 8 else f"[{', '.join(map(str, values[:6]))}, …, {values[-1]}]"
