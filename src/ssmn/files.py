@@ -10,7 +10,6 @@ Nothing in a file can run code, and this module loads neither torch nor an extra
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import math
@@ -20,13 +19,13 @@ import struct
 import time
 import warnings
 from collections.abc import Mapping
-from importlib import metadata as distribution
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ssmn import __version__
 from ssmn.errors import DtypeError, FileError
 
 FileKind = Literal["state", "model", "checkpoint"]
@@ -80,7 +79,7 @@ def write_file(path: PathLike, tensors: Mapping[str, NDArray[Any]], header: Mapp
         raise FileError(f"write_file: header kind={kind!r}; wanted one of {', '.join(get_args(FileKind))}.")
     if "__metadata__" in tensors:
         raise FileError("write_file: a tensor is named '__metadata__', which the format reserves; rename it.")
-    fields = {**header, "format_version": FORMAT_VERSION, "library_version": library_version()}
+    fields = {**header, "format_version": FORMAT_VERSION, "library_version": __version__}
     try:
         metadata = {"ssmn": json.dumps(fields, sort_keys=True, allow_nan=False)}
     except (TypeError, ValueError) as error:
@@ -218,11 +217,11 @@ def atomic_write(path: PathLike, *parts: bytes | memoryview) -> None:
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
     try:
         try:
-            with open(temporary, "xb") as file:
+            with temporary.open("xb") as file:
                 file.writelines(parts)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, target)
+            temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
         _sync_folder(target.parent)
@@ -232,15 +231,6 @@ def atomic_write(path: PathLike, *parts: bytes | memoryview) -> None:
             f"free some space or choose another place."
         ) from error
     _remove_stale(target)
-
-
-@functools.cache
-def library_version() -> str:
-    """The installed version of the distribution, or "unknown" when run from a bare source tree."""
-    try:
-        return distribution.version("sparse-stream")
-    except distribution.PackageNotFoundError:
-        return "unknown"
 
 
 def _sync_folder(folder: Path) -> None:
@@ -257,9 +247,9 @@ def _remove_stale(target: Path) -> None:
     """Removes what killed writers of `target` left; a living writer's file is younger than the limit."""
     prefix, limit = f".{target.name}.", time.time() - _STALE_SECONDS
     try:
-        for entry in os.scandir(target.parent):
-            if entry.name.startswith(prefix) and entry.name.endswith(".tmp") and entry.stat().st_mtime < limit:
-                os.unlink(entry.path)
+        for entry in target.parent.iterdir():
+            if entry.name.startswith(prefix) and entry.suffix == ".tmp" and entry.stat().st_mtime < limit:
+                entry.unlink()
     except OSError:
         pass  # the write itself succeeded; another process may be sweeping too
 
@@ -279,14 +269,15 @@ def _raw(array: NDArray[Any]) -> memoryview:
 
 def _read(path: PathLike) -> tuple[Tensors, dict[str, Any] | None]:
     """Tensors and header of a file; the header is None for a sound safetensors file of another library."""
-    if os.path.isdir(path):
+    path = Path(path)
+    if path.is_dir():
         raise FileError(f"read: {path} is a folder; wanted a file.")
-    if not os.path.exists(path):
+    if not path.exists():
         raise FileError(f"read: {path} does not exist; check the name and the folder.")
-    if not os.path.isfile(path):
+    if not path.is_file():
         raise FileError(f"read: {path} is not a regular file; copy its content to a file first.")
     try:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             # One open file: a save in between replaces the name, not what is being read here.
             total = os.fstat(file.fileno()).st_size
             prefix = file.read(8)

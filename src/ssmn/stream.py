@@ -14,11 +14,11 @@ from ssmn.state import StatefulModel, StreamState, require_same_layout
 
 
 class StreamModel(StatefulModel, Protocol):
-    """What `Stream` needs from a model: the two calls that return `(y, state)`, and what its files need."""
+    """What `Stream` needs from a model: two calls `(x, state, **options) -> (y, state)`, and what its files need."""
 
-    def __call__(self, x: Tensor, state: StreamState, **options: Any) -> tuple[Any, StreamState]: ...
+    def __call__(self, *args: Any, **options: Any) -> tuple[Any, StreamState]: ...
 
-    def step(self, x_t: Tensor, state: StreamState, **options: Any) -> tuple[Any, StreamState]: ...
+    def step(self, *args: Any, **options: Any) -> tuple[Any, StreamState]: ...
 
 
 class Stream:

@@ -65,8 +65,8 @@ class DecayGate(nn.Module):
 
 
 def log_rate(decay_lambda: Tensor) -> Tensor:
-    """L = log(−log(1 − λ)); −inf for λ = 0, which then never decays."""
-    return torch.log(-torch.log1p(-decay_lambda))
+    """L = log(−log(1 − λ)), kept finite for λ = 0: exp(−200) is nothing beside 1."""
+    return torch.log(-torch.log1p(-decay_lambda)).clamp(min=-200.0)
 
 
 def setting(

@@ -51,7 +51,8 @@ def shift_to_previous(
     if mask is None and reset is None and cu_seqlens is None:
         if time == 0:
             return values, previous
-        return torch.cat([previous.unsqueeze(1), values[:, :-1]], 1), values[:, -1]
+        # A copy: a view would keep all of `values` alive for as long as the state.
+        return torch.cat([previous.unsqueeze(1), values[:, :-1]], 1), values[:, -1].clone()
     total, device = batch * time, values.device
     bounds = bounds_of(batch, time, cu_seqlens, device)
     streams = bounds.shape[0] - 1

@@ -1,0 +1,210 @@
+/*
+ * The SSMN kernels: the C interface and its manual.
+ *
+ * Arrays. Every array is dense, row-major, and listed with its axes; `float` is IEEE binary32. The letters:
+ * B rows, T steps, H heads, K key width, V value width, N streams, C = ssmn_chunk_size(), NC = ceil(T / C);
+ * in the attention Hq query heads, Hkv key/value heads (Hkv divides Hq), D head width, E extended keys.
+ * Any of B, T, N and E may be 0, and an array without elements may be NULL. Inputs are finite.
+ *
+ * Ownership. The caller owns every array; nothing is kept after a call. Outputs do not overlap inputs or each
+ * other, and every element of an output is written. Arguments are not checked: that is the caller's duty.
+ *
+ * Threads. `threads` (at least 1) is the largest number of threads that one call may use, its own included; small
+ * calls use fewer. No thread outlives the call. Calls may run at the same time as long as their outputs do not
+ * overlap. Results do not depend on `threads`.
+ *
+ * Status. Every kernel returns SSMN_OK, or SSMN_OUT_OF_MEMORY when its workspace cannot be allocated; the outputs
+ * are then unspecified.
+ */
+#ifndef SSMN_H
+#define SSMN_H
+
+#include <stdint.h>
+
+#if defined(_WIN32)
+#if defined(SSMN_BUILD)
+#define SSMN_API __declspec(dllexport)
+#else
+#define SSMN_API __declspec(dllimport)
+#endif
+#else
+#define SSMN_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { SSMN_OK = 0, SSMN_OUT_OF_MEMORY = 1 };
+
+/* The library's version, which is the package's. */
+SSMN_API const char* ssmn_version(void);
+
+/* The compiler that built the library, e.g. "GCC 12.2.0". */
+SSMN_API const char* ssmn_compiler(void);
+
+/* The instruction set that the kernels use, e.g. "x86-64 SSE2". */
+SSMN_API const char* ssmn_instruction_set(void);
+
+/* C, the number of steps between two stored states of the memory. */
+SSMN_API int64_t ssmn_chunk_size(void);
+
+/*
+ * The synaptic memory.
+ *
+ * One head's memory is S [K, V]. A step decays it, erases along its key and writes:
+ *
+ *     S_t = a_t (S_{t-1} - e_t k_t k_t^T S_{t-1}) + w_t k_t v_t^T,    a_t = exp(log_keep_t)
+ *         = a_t S_{t-1} + k_t u_t^T,                                  u_t = w_t v_t - a_t e_t S_{t-1}^T k_t
+ *     o_t = S_t^T q_t
+ *
+ * ssmn_memory_write computes u and the states; ssmn_memory_read computes o for any queries from them.
+ *
+ * The two tables cut the rows into streams:
+ *
+ *     begin [B, T]  SSMN_GO_ON: go on from the step before (from zeros at the row's first step);
+ *                   SSMN_BEGIN_FRESH: start from zeros at this step; n >= 0: start from initial_state[n].
+ *     end [B, T]    SSMN_GO_ON, or n >= 0: final_state[n] is the state after this step.
+ *
+ * Each n occurs at most once in begin and at most once in end. final_state[n] of an n that is not in `end` (a stream
+ * without steps) is initial_state[n].
+ *
+ * log_keep is at most 0. `erase` may be NULL, which means zeros everywhere and saves the triangular solve.
+ */
+enum { SSMN_GO_ON = -1, SSMN_BEGIN_FRESH = -2 };
+
+typedef struct ssmn_memory_sizes {
+    int64_t rows;        /* B */
+    int64_t steps;       /* T */
+    int64_t heads;       /* H */
+    int64_t key_width;   /* K */
+    int64_t value_width; /* V */
+    int64_t streams;     /* N */
+} ssmn_memory_sizes;
+
+SSMN_API int32_t ssmn_memory_write(
+    const ssmn_memory_sizes* sizes,
+    const float* k,             /* [B, T, H, K] */
+    const float* v,             /* [B, T, H, V] */
+    const float* write,         /* [B, T, H] w */
+    const float* erase,         /* [B, T, H] e, or NULL */
+    const float* log_keep,      /* [B, T, H] log a */
+    const int32_t* begin,       /* [B, T] */
+    const int32_t* end,         /* [B, T] */
+    const float* initial_state, /* [N, H, K, V] */
+    float* u,                   /* out [B, T, H, V] */
+    float* chunk_states,        /* out [B, NC, H, K, V]: the state after step c C - 1, zeros for c = 0 */
+    float* final_state,         /* out [N, H, K, V] */
+    int32_t threads);
+
+/* Gradients of ssmn_memory_write. A cotangent d_u, d_chunk_states or d_final_state may be NULL, which means zeros;
+ * d_erase is NULL if and only if erase is. u and chunk_states are what ssmn_memory_write computed. */
+SSMN_API int32_t ssmn_memory_write_backward(
+    const ssmn_memory_sizes* sizes,
+    const float* k,
+    const float* v,
+    const float* write,
+    const float* erase,
+    const float* log_keep,
+    const int32_t* begin,
+    const int32_t* end,
+    const float* initial_state,
+    const float* u,
+    const float* chunk_states,
+    const float* d_u,
+    const float* d_chunk_states,
+    const float* d_final_state,
+    float* d_k, /* out, and so are all below */
+    float* d_v,
+    float* d_write,
+    float* d_erase,
+    float* d_log_keep,
+    float* d_initial_state,
+    int32_t threads);
+
+/* o from the u and chunk_states of ssmn_memory_write, called with the same k, log_keep, begin and initial_state. */
+SSMN_API int32_t ssmn_memory_read(
+    const ssmn_memory_sizes* sizes,
+    const float* q,             /* [B, T, H, K] */
+    const float* k,             /* [B, T, H, K] */
+    const float* u,             /* [B, T, H, V] */
+    const float* log_keep,      /* [B, T, H] */
+    const int32_t* begin,       /* [B, T] */
+    const float* initial_state, /* [N, H, K, V] */
+    const float* chunk_states,  /* [B, NC, H, K, V] */
+    float* o,                   /* out [B, T, H, V] */
+    int32_t threads);
+
+SSMN_API int32_t ssmn_memory_read_backward(
+    const ssmn_memory_sizes* sizes,
+    const float* q,
+    const float* k,
+    const float* u,
+    const float* log_keep,
+    const int32_t* begin,
+    const float* initial_state,
+    const float* chunk_states,
+    const float* d_o, /* [B, T, H, V] */
+    float* d_q,       /* out, and so are all below */
+    float* d_k,
+    float* d_u,
+    float* d_log_keep,
+    float* d_initial_state,
+    float* d_chunk_states,
+    int32_t threads);
+
+/*
+ * Banded softmax attention.
+ *
+ * Query t of row b attends to the keys j with lo[b, t] <= j < hi[b, t] (0 <= lo, hi <= E); query head h uses
+ * key/value head h / (Hq / Hkv). `sinks`, if not NULL, adds exp(sinks[h]) to the softmax denominator. An empty range
+ * gives o = 0. The cost follows the ranges: lo and hi should not decrease along t, empty ranges apart.
+ */
+typedef struct ssmn_attention_sizes {
+    int64_t rows;        /* B */
+    int64_t steps;       /* T */
+    int64_t keys;        /* E */
+    int64_t query_heads; /* Hq */
+    int64_t key_heads;   /* Hkv */
+    int64_t width;       /* D */
+} ssmn_attention_sizes;
+
+SSMN_API int32_t ssmn_banded_attention(
+    const ssmn_attention_sizes* sizes,
+    const float* q,     /* [B, T, Hq, D] */
+    const float* k,     /* [B, E, Hkv, D] */
+    const float* v,     /* [B, E, Hkv, D] */
+    const int32_t* lo,  /* [B, T] */
+    const int32_t* hi,  /* [B, T] */
+    const float* sinks, /* [Hq] or NULL */
+    float scale,        /* factor on q k^T */
+    float* o,           /* out [B, T, Hq, D] */
+    float* lse,         /* out [B, T, Hq]: log of the softmax denominator, -infinity when it is empty */
+    int32_t threads);
+
+/* Gradients of ssmn_banded_attention; d_lse may be NULL, which means zeros; d_sinks is NULL if and only if sinks is.
+ * o and lse are what ssmn_banded_attention computed. */
+SSMN_API int32_t ssmn_banded_attention_backward(
+    const ssmn_attention_sizes* sizes,
+    const float* q,
+    const float* k,
+    const float* v,
+    const int32_t* lo,
+    const int32_t* hi,
+    const float* sinks,
+    float scale,
+    const float* o,
+    const float* lse,
+    const float* d_o,   /* [B, T, Hq, D] */
+    const float* d_lse, /* [B, T, Hq] or NULL */
+    float* d_q,         /* out, and so are all below */
+    float* d_k,
+    float* d_v,
+    float* d_sinks, /* [Hq] or NULL */
+    int32_t threads);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,45 @@
+"""A stream's state is a value: save it, fork it, go on twice, compare, roll back."""
+
+import tempfile
+from pathlib import Path
+
+import torch
+
+import ssmn
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    model = ssmn.SSMN(ssmn.SSMNConfig.preset("tiny", input_dim=3, output_dim=3))
+    past, left_future, right_future = torch.randn(3, 1, 500, 3)
+
+    _, state = model(past)
+    print("position", state.position.tolist(), "bytes", state.nbytes, "(the same at any position)")
+
+    left, right = state.fork(2)
+    _, left = model(left_future, left)
+    _, right = model(right_future, right)
+    print("after 500 different steps:", left.diff(right))
+
+    # Two streams as one batch, and one of them back out.
+    batch = ssmn.StreamState.merge([left, right])
+    y, batch = model.step(torch.randn(2, 3), batch)
+    print("one step of both:", tuple(y.shape), "then the second alone:", batch.select([1]).position.tolist())
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "monday.safetensors"
+        left.save(path, model)
+        again = ssmn.StreamState.load(path, model)
+        print("saved and loaded:", left.diff(again))
+
+    stream = ssmn.Stream(model)
+    stream.push(past)
+    stream.checkpoint("before")
+    first = stream.push(left_future)
+    stream.rollback("before")
+    second = stream.push(left_future)
+    print("rolled back and repeated, equal to the bit:", torch.equal(first, second))
+
+
+if __name__ == "__main__":
+    main()

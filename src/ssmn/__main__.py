@@ -1,0 +1,7 @@
+"""`python -m ssmn`: the command line."""
+
+import sys
+
+from ssmn.cli import main
+
+sys.exit(main())

@@ -1,0 +1,11 @@
+"""The benchmarks behind `ssmn bench`: one table of them, and records that can be compared later.
+
+A benchmark is a function that returns plain values; `run` adds what they depend on (machine, threads,
+versions, commit, settings) and `save` keeps that as JSON.
+"""
+
+from ssmn.bench.registry import BENCHMARKS, Benchmark, run, save
+from ssmn.bench.seed_table import attention_counts, seed_table
+from ssmn.bench.soak import soak
+
+__all__ = ["BENCHMARKS", "Benchmark", "attention_counts", "run", "save", "seed_table", "soak"]

@@ -1,0 +1,115 @@
+"""The command line: `ssmn VERB`. One module per verb, imported only when it is called.
+
+A verb's module holds `command`, a typer function, or `app`, a `typer.Typer` with sub-verbs.
+Exit codes: 0 done, 1 failure (one clear line on standard error), 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Annotated
+
+import typer
+
+from ssmn.errors import SSMNError
+
+VERBS: dict[str, str] = {
+    "demo": "Stream a long real text through a small model and write an illustrated report.",
+    "train": "Train a model on text or on a synthetic task.",
+    "eval": "Measure a trained model: bits per byte on text, accuracy on a task.",
+    "generate": "Continue a text, from a fresh stream or a saved one.",
+    "stream": "Standard input to standard output: surprise per line or byte, or predictions per row.",
+    "state": "Look into saved stream states; fork, merge and compare them.",
+    "bench": "Measure this machine: the seed's table, the long soak.",
+    "doctor": "Say what would run here, and why the rest would not.",
+}
+
+_DEBUG = "--debug"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"ssmn {version('sparse-stream')}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option(_DEBUG, help="Show the traceback of a failure; works after any verb.")] = False,
+) -> None:
+    """SSMN: a sparse-stream memory network that learns while it reads, with constant memory.
+
+    \b
+    Example:
+        ssmn demo
+        ssmn stream < notes.txt
+        ssmn generate "The memory " --state monday.safetensors
+    """
+
+
+def _stub(summary: str) -> Callable[[], None]:
+    def command() -> None: ...
+
+    command.__doc__ = summary
+    return command
+
+
+def app_for(verb: str | None) -> typer.Typer:
+    """The application with every verb's name and summary, and only the module of `verb` imported."""
+    app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+    app.callback()(_root)
+    for name, summary in VERBS.items():
+        if name != verb:
+            app.command(name)(_stub(summary))
+            continue
+        module = import_module(f"ssmn.cli.{name}")
+        if hasattr(module, "app"):
+            app.add_typer(module.app, name=name, help=summary)
+        else:
+            app.command(name)(module.command)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code.
+
+    Args:
+        arguments: The words after `ssmn`; None takes them from the command line.
+
+    Example:
+        >>> from ssmn.cli import main
+        >>> main(["--version"])  # doctest: +SKIP
+        ssmn 0.1.0
+        0
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = words[: words.index("--")] if "--" in words else words
+    debug = _DEBUG in options
+    if debug:
+        words.remove(_DEBUG)
+    verb = next((word for word in words if not word.startswith("-")), None)
+    try:
+        typer.main.get_command(app_for(verb))(args=words, prog_name="ssmn")
+        return 0
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader has gone; what is still buffered must not raise again when the interpreter closes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        name = "" if isinstance(error, SSMNError | OSError) else f"{type(error).__name__}: "
+        hint = "" if isinstance(error, SSMNError | OSError) else f" ({_DEBUG} shows where)"
+        print(f"ssmn: {name}{' '.join(str(error).split())}{hint}", file=sys.stderr)
+        return 1

@@ -1,0 +1,101 @@
+"""Options that several verbs share, and what they stand for."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from ssmn.config import Plasticity
+from ssmn.errors import FileError
+
+if TYPE_CHECKING:
+    from ssmn.models import SSMN, TextSSMN
+    from ssmn.stream import Stream
+    from ssmn.training import Tokenizer
+
+Model = Annotated[
+    Path | None, typer.Option("--model", "-m", metavar="DIR", help="Folder of a trained model; the shipped text model if absent.")
+]
+StateFile = Annotated[
+    Path | None,
+    typer.Option("--state", "-s", metavar="FILE", help="Start from this state if the file exists, and save to it at the end."),
+]
+Frozen = Annotated[bool, typer.Option("--frozen", help="Close every gate: nothing is learned or forgotten.")]
+Eta = Annotated[
+    float | None, typer.Option("--eta", metavar="[0, 1]", help="Base write strength η in place of the model's; 0 stops writing, not decay.")
+]
+EtaScale = Annotated[float, typer.Option("--eta-scale", help="Factor on η: above 1 learns faster.")]
+Decay = Annotated[
+    float | None, typer.Option("--decay", metavar="[0, 1)", help="Base decay λ per step in place of the model's.")
+]
+DecayScale = Annotated[float, typer.Option("--decay-scale", help="Factor on the decay: below 1 remembers longer.")]
+
+
+def plasticity(
+    frozen: bool, eta: float | None, eta_scale: float, decay: float | None, decay_scale: float
+) -> Plasticity | None:
+    """The settings that the options ask for; None if they ask for nothing."""
+    asked = Plasticity(
+        frozen=frozen, plasticity_eta=eta, eta_scale=eta_scale, decay_lambda=decay, decay_scale=decay_scale
+    )
+    return None if asked == Plasticity() else asked
+
+
+def shipped_model() -> Path:
+    """Folder of the text model that comes with the library."""
+    return Path(str(resources.files("ssmn.demo") / "assets" / "model"))
+
+
+def load(folder: Path | None) -> TextSSMN | SSMN:
+    """The model in a folder (None = the shipped one)."""
+    from ssmn.models import load_model
+
+    return cast("TextSSMN | SSMN", load_model(folder or shipped_model()).eval())
+
+
+def load_tokenizer(folder: Path | None, model: TextSSMN) -> Tokenizer:
+    """The tokenizer that was saved with a text model.
+
+    Raises:
+        FileError: There is none, or it has more tokens than the model.
+    """
+    from ssmn.training import Tokenizer
+
+    path = (folder or shipped_model()) / "tokenizer.json"
+    tokenizer = Tokenizer.load(path)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise FileError(
+            f"{path}: {tokenizer.vocab_size} tokens, but the model has vocab_size={model.config.vocab_size}; "
+            f"wanted the tokenizer that was saved with the model."
+        )
+    return tokenizer
+
+
+def load_text(folder: Path | None) -> tuple[TextSSMN, Tokenizer]:
+    """A text model and its tokenizer.
+
+    Raises:
+        FileError: The folder holds no text model, or no tokenizer that fits it.
+    """
+    model = load(folder)
+    if model.config.kind != "text":
+        raise FileError(f"{folder}: holds a Standard model; wanted a text model, such as `ssmn train` makes from text.")
+    model = cast("TextSSMN", model)
+    return model, load_tokenizer(folder, model)
+
+
+def open_stream(model: TextSSMN | SSMN, state: Path | None) -> Stream:
+    """A stream of one row: from the state file if it is there, else fresh."""
+    from ssmn.stream import Stream
+
+    stream = Stream(model)
+    if state is not None and state.exists():
+        stream.load(state)
+        if stream.state.batch_size != 1:
+            raise FileError(
+                f"{state}: holds {stream.state.batch_size} streams; wanted one (StreamState.select takes one out)."
+            )
+    return stream

@@ -1,0 +1,124 @@
+"""`ssmn stream`: standard input to standard output, in constant memory however long it is."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+import typer
+
+from ssmn.cli import options
+from ssmn.errors import RangeError
+
+if TYPE_CHECKING:
+    from ssmn.models import SSMN, TextSSMN
+    from ssmn.streaming import ByteSurprise, LineSurprise, RowPrediction
+
+
+class FlushingInput:
+    """Standard input that hands over what was written before it waits for more."""
+
+    def read1(self, size: int) -> bytes:
+        sys.stdout.flush()
+        return sys.stdin.buffer.read1(size)
+
+
+def command(
+    model: options.Model = None,
+    state: options.StateFile = None,
+    per: Annotated[Literal["line", "byte"], typer.Option(help="Text: one result per line or per byte.")] = "line",
+    jsonl: Annotated[bool, typer.Option("--jsonl", help="JSON lines in place of a table.")] = False,
+    columns: Annotated[
+        str | None, typer.Option(metavar="A,B,...", help="Rows: the columns to use, by name or number.")
+    ] = None,
+    header: Annotated[
+        bool | None,
+        typer.Option("--header/--no-header", help="Rows: whether the first holds names; looked for if neither is given."),
+    ] = None,
+    frozen: options.Frozen = False,
+    eta: options.Eta = None,
+    eta_scale: options.EtaScale = 1.0,
+    decay: options.Decay = None,
+    decay_scale: options.DecayScale = 1.0,
+) -> None:
+    """Read standard input as one endless stream; write surprise (text) or predictions (rows).
+
+    A text model gives the surprise, in bits, of every line or byte. A Standard model takes rows of
+    comma-separated numbers and gives its output after each of them: what it expects next. Memory is
+    constant however long the input is, and results come out as the input comes in.
+
+    \b
+    Example:
+        ssmn stream < notes.txt
+        tail -f app.log | ssmn stream --state log.safetensors
+        ssmn stream --model runs/sensor --columns load,temperature < sensor.csv
+    """
+    settings = options.plasticity(frozen, eta, eta_scale, decay, decay_scale)
+    loaded = options.load(model)
+    if loaded.config.kind == "text" and (columns is not None or header is not None):
+        raise RangeError("stream: --columns and --header are for rows of numbers, but the model reads text; leave them out.")
+    if loaded.config.kind != "text" and per != "line":
+        raise RangeError("stream: --per is for text, but the model reads rows of numbers; leave it out.")
+    stream = options.open_stream(loaded, state)
+
+    from ssmn.streaming import RowReader, row_predictions, text_surprise
+
+    source = FlushingInput()
+    if loaded.config.kind == "text":
+        tokenizer = options.load_tokenizer(model, cast("TextSSMN", loaded))
+        results = text_surprise(stream, tokenizer, source, unit=per, plasticity=settings)
+        records: Iterable[Mapping[str, Any]] = map(_byte_record if per == "byte" else _line_record, results)
+        separator = "\t"
+    else:
+        config = cast("SSMN", loaded).config
+        chosen = None if columns is None else [name.strip() for name in columns.split(",")]
+        rows = RowReader(source, config.input_dim, columns=chosen, header=header)
+        names = [f"next_{name}" for name in rows.names]
+        if config.output_dim != config.input_dim:
+            names = [f"output_{number}" for number in range(1, config.output_dim + 1)]
+        records = (_row_record(result, names) for result in row_predictions(stream, rows, plasticity=settings))
+        separator = ","
+    try:
+        _write(records, jsonl, separator)
+    finally:
+        # What has been answered has been learned, also when the input turned bad or the reader left.
+        if state is not None:
+            stream.save(state)
+
+
+def _line_record(result: LineSurprise) -> dict[str, Any]:
+    return {
+        "line": result.line,
+        "bytes": result.bytes,
+        "bits": round(result.bits, 3),
+        "bits_per_byte": round(result.bits_per_byte, 4),
+        "text": result.text,
+    }
+
+
+def _byte_record(result: ByteSurprise) -> dict[str, Any]:
+    return {"offset": result.offset, "byte": result.byte, "bits": round(result.bits, 4)}
+
+
+def _row_record(result: RowPrediction, names: list[str]) -> dict[str, Any]:
+    values = (float(f"{value:.7g}") for value in result.values)
+    return {"line": result.line, **dict(zip(names, values, strict=True))}
+
+
+def _write(records: Iterable[Mapping[str, Any]], jsonl: bool, separator: str) -> None:
+    for number, record in enumerate(records):
+        if jsonl:
+            print(json.dumps(record, ensure_ascii=False))
+            continue
+        if number == 0:
+            print(separator.join(map(_cell, record)))
+        print(separator.join(map(_cell, record.values())))
+
+
+def _cell(value: object) -> str:
+    """A cell that holds no separator: tabs and the like in a text are written as escapes."""
+    if not isinstance(value, str):
+        return str(value)
+    return value.replace("\\", "\\\\").replace("\t", "\\t").replace("\r", "\\r")

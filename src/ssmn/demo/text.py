@@ -1,0 +1,379 @@
+"""The text demonstration: one long stream through a small model, and what its memory does.
+
+Each function measures one thing and returns plain values; `run` calls them in order. The drawings are
+in `ssmn.plots`, the page in `ssmn.demo.report`.
+"""
+
+from __future__ import annotations
+
+import io
+import lzma
+import statistics
+import time
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssmn.bench import seed_table
+from ssmn.config import Plasticity
+from ssmn.errors import FileError
+from ssmn.generation import generate
+from ssmn.models import TextSSMN
+from ssmn.probes import machine, resident_bytes
+from ssmn.state import StreamState
+from ssmn.stream import Stream
+from ssmn.streaming import PIECE, ByteSource, LineSurprise, surprise_bits, text_surprise, token_bits
+from ssmn.training.tokenizer import Tokenizer
+
+ASSETS = resources.files("ssmn.demo") / "assets"
+FROZEN = Plasticity(frozen=True)
+
+PASSAGE_BYTES = 100_000
+PASSAGE_AT = 0.6
+"""Where in the text the passage of `compare_readings` begins, as a share."""
+STORY_BYTES = 2_000
+READING_TOKENS = 16_384
+"""Tokens per length in `read_twice`, and the longest passage."""
+SHORTEST_READING = 256
+POINTS = 160
+BINS = 40
+
+
+class Progress(Protocol):
+    """How a measurement says where it stands: a name, how much is done, of how much, and a remark."""
+
+    def __call__(self, stage: str, done: float, total: float, remark: str = "") -> None: ...
+
+
+def _silent(stage: str, done: float, total: float, remark: str = "") -> None: ...
+
+
+@dataclass(frozen=True)
+class Material:
+    """The shipped model, its tokenizer, and the text, which stays packed on disk."""
+
+    model: TextSSMN
+    tokenizer: Tokenizer
+    path: Path
+    size: int
+    """Bytes of the text that are used."""
+
+    @classmethod
+    def shipped(cls, limit: int | None = None) -> Material:
+        """What comes with the library.
+
+        Args:
+            limit: Uses this many bytes of the text at most.
+
+        Raises:
+            FileError: The files are missing from this installation, or `limit` is too small.
+        """
+        folder = Path(str(ASSETS))
+        path = folder / "held-out.txt.xz"
+        if not (folder / "model" / "config.json").exists() or not path.exists():
+            raise FileError(f"demo: {folder} lacks the shipped model or text; install the package again, whole.")
+        model = TextSSMN.from_pretrained(folder / "model").eval()
+        with lzma.open(path) as file:
+            size = file.seek(0, io.SEEK_END)
+        if limit is not None and limit < 20_000:
+            raise FileError(f"demo: {limit:,} bytes of text are too few to show anything; wanted at least 20,000.")
+        return cls(model, Tokenizer.load(folder / "model" / "tokenizer.json"), path, min(size, limit or size))
+
+    def open(self) -> ByteSource:
+        """The text from its beginning, unpacked as it is read."""
+        return cast(ByteSource, _Limited(lzma.open(self.path), self.size))
+
+    def passage(self, start: int, length: int) -> bytes:
+        """About `length` bytes from about `start`, cut at line ends."""
+        with lzma.open(self.path) as file:
+            file.seek(start)
+            if start:
+                file.readline()
+            data = file.read(min(length, max(0, self.size - file.tell())))
+        return data[: data.rindex(b"\n") + 1]
+
+
+class _Limited:
+    """The first `size` bytes of a file."""
+
+    def __init__(self, file: lzma.LZMAFile, size: int) -> None:
+        self._file, self._left = file, size
+
+    def read1(self, size: int) -> bytes:
+        data = self._file.read1(min(size, self._left)) if self._left else b""
+        self._left -= len(data)
+        return data
+
+
+def read_through(material: Material, progress: Progress = _silent) -> tuple[dict[str, Any], StreamState]:
+    """Streams the whole text once, line by line as `ssmn stream` does, and watches memory and speed.
+
+    Returns:
+        The measurement: `points` along the text (bytes, tokens, resident_bytes, tokens_per_second,
+        bits_per_byte) and totals; and the stream's state where `compare_readings` begins.
+    """
+    stream = Stream(material.model)
+    stride = max(1, material.size // POINTS)
+    points: list[dict[str, float]] = []
+    read = bits = stretch_bits = 0.0
+    stretch_bytes, due, halfway = 0, stride, None
+    begin = last = time.perf_counter()
+    tokens_before = 0
+    for line in cast("Any", text_surprise(stream, material.tokenizer, material.open())):
+        assert isinstance(line, LineSurprise)
+        read += line.bytes
+        bits += line.bits
+        stretch_bytes += line.bytes
+        stretch_bits += line.bits
+        if halfway is None and read >= PASSAGE_AT * material.size:
+            halfway = stream.state
+        if read >= due or read >= material.size:
+            now, tokens = time.perf_counter(), int(stream.position)
+            if tokens > tokens_before:
+                points.append(
+                    {
+                        "bytes": read,
+                        "tokens": tokens,
+                        "resident_bytes": resident_bytes(),
+                        "tokens_per_second": (tokens - tokens_before) / (now - last),
+                        "bits_per_byte": stretch_bits / stretch_bytes,
+                    }
+                )
+                last, tokens_before, stretch_bits, stretch_bytes = now, tokens, 0.0, 0
+                remark = (
+                    f"{points[-1]['tokens_per_second']:,.0f} tokens/s   {points[-1]['resident_bytes'] / 2**20:,.1f} MiB   "
+                    f"{points[-1]['bits_per_byte']:.2f} bits/byte"
+                )
+                progress("read", read, material.size, remark)
+            due += stride
+    config = material.model.config
+    rates = [point["tokens_per_second"] for point in points]
+    tenth = max(1, len(points) // 10)
+    resident = [point["resident_bytes"] for point in points]
+    summary = {
+        "points": points,
+        "bytes": read,
+        "tokens": int(stream.position),
+        "seconds": time.perf_counter() - begin,
+        "bits_per_byte": bits / read,
+        "state_bytes": stream.state.nbytes,
+        "resident_bytes_growth": resident[-1] - resident[min(tenth, len(resident) - 1)],
+        "last_to_second_tenth": statistics.median(rates[-tenth:]) / statistics.median(rates[tenth : 2 * tenth] or rates),
+        "cache_bytes_per_token": 2 * 4 * config.num_layers * config.num_heads * (config.hidden_dim // config.num_heads),
+    }
+    return summary, halfway if halfway is not None else stream.state
+
+
+def compare_readings(material: Material, state: StreamState, progress: Progress = _silent) -> dict[str, Any]:
+    """Reads one passage from the same state in four ways: memory on, emptied first, frozen, and empty and frozen.
+
+    Args:
+        material: Model and text.
+        state: Where the stream stands before the passage, from `read_through`.
+        progress: Told after each way.
+
+    Returns:
+        `bytes`; `kilobytes` and `bits_per_byte` (by way, in bins along the passage); `mean` by way.
+    """
+    length = min(PASSAGE_BYTES, int(material.size * (1 - PASSAGE_AT)))
+    passage = material.passage(int(PASSAGE_AT * material.size), length)
+    ways: dict[str, tuple[StreamState, Plasticity | None]] = {
+        "on": (state, None),
+        "reset": (state.reset_memory(), None),
+        "frozen": (state, FROZEN),
+        "off": (state.reset_memory(), FROZEN),
+    }
+    tokens = material.tokenizer.encode(b"\n" + passage)
+    lengths = material.tokenizer.byte_lengths[tokens[1:]]
+    edges = np.searchsorted(np.cumsum(lengths), np.linspace(0, lengths.sum(), BINS + 1)[1:-1])
+    curves, means = {}, {}
+    for index, (name, (start, plasticity)) in enumerate(ways.items()):
+        progress("compare", index, len(ways), name)
+        bits = token_bits(Stream(material.model, start), tokens, plasticity=plasticity)
+        curves[name] = [
+            float(part.sum() / size.sum()) for part, size in zip(np.split(bits, edges), np.split(lengths, edges), strict=True)
+        ]
+        means[name] = float(bits.sum() / lengths.sum())
+    progress("compare", len(ways), len(ways))
+    ends = np.cumsum([size.sum() for size in np.split(lengths, edges)])
+    return {"bytes": len(passage), "kilobytes": (ends / 1e3).tolist(), "bits_per_byte": curves, "mean": means}
+
+
+def read_twice(material: Material, progress: Progress = _silent) -> dict[str, Any]:
+    """Reads passages of doubling lengths twice in a row from a fresh state, with the memory on and off.
+
+    Every length gets the same number of tokens, cut into passages from all over the text.
+
+    Returns:
+        `rows`: per length the number of passages, bits per byte of the first and second reading and of
+        the second with the memory off, and the gains (share of the first reading's surprise that the
+        second one lacks) with a standard error over passages.
+    """
+    text = material.passage(0, material.size)
+    tokens = torch.from_numpy(material.tokenizer.encode(text).astype(np.int64))
+    longest = min(READING_TOKENS, len(tokens) // 2)
+    lengths = [SHORTEST_READING << n for n in range(20) if SHORTEST_READING << n <= longest]
+    rows = []
+    for index, length in enumerate(lengths):
+        progress("twice", index, len(lengths), f"{length:,} tokens")
+        count = max(1, longest // length)
+        starts = [(len(tokens) - length) * i // max(1, count - 1) for i in range(count)]
+        batch = torch.stack([tokens[start : start + length] for start in starts])
+        sizes = torch.from_numpy(material.tokenizer.byte_lengths)[batch[:, 1:]].sum(1).double()
+        # The first token of a reading has nothing of the passage before it, so neither reading counts it.
+        first, second = (bits / sizes for bits in _read_batch_twice(material.model, batch, None))
+        first_off, second_off = (bits / sizes for bits in _read_batch_twice(material.model, batch, FROZEN))
+        gains = 1 - second / first
+        error = float(gains.std() / count**0.5) if count > 1 else 0.0
+        rows.append(
+            {
+                "length": length,
+                "passages": count,
+                "first": float(first.mean()),
+                "second": float(second.mean()),
+                "first_off": float(first_off.mean()),
+                "second_off": float(second_off.mean()),
+                "gain": float(gains.mean()),
+                "gain_standard_error": error,
+                "gain_off": float((1 - second_off / first_off).mean()),
+            }
+        )
+    progress("twice", len(lengths), len(lengths))
+    return {"rows": rows}
+
+
+def _read_batch_twice(model: TextSSMN, batch: Tensor, plasticity: Plasticity | None) -> tuple[Tensor, Tensor]:
+    """Bits of each row's tokens but the first, in a first and a second reading: [B] each."""
+    stream = Stream(model, batch_size=len(batch))
+    piece = max(32, 4 * PIECE // len(batch))
+
+    def read() -> Tensor:
+        total = torch.zeros(len(batch), dtype=torch.float64)
+        for start in range(0, batch.shape[1], piece):
+            targets = batch[:, start + 1 : start + piece + 1]
+            logits = stream.push(batch[:, start : start + piece], plasticity=plasticity)
+            total += surprise_bits(logits[:, : targets.shape[1]], targets).double().sum(1)
+        return total
+
+    return read(), read()
+
+
+def tell_story(material: Material, state: StreamState, progress: Progress = _silent) -> dict[str, Any]:
+    """Saves a state, reloads it, forks it, lets the forks read different passages, and goes on with all of them.
+
+    Returns:
+        File size and times, whether the reloaded state and its future are bit-identical, whether the
+        parent stayed as it was, the surprise of all four over one passage, and what the forks write.
+    """
+    model, tokenizer = material.model, material.tokenizer
+    size = min(STORY_BYTES, material.size // 8)
+    passage = material.passage(int(0.8 * material.size), size)
+    other = material.passage(int(0.4 * material.size), size)
+    before = state.clone()
+
+    with _temporary_file() as path:
+        start = time.perf_counter()
+        state.save(path, model)
+        saved = time.perf_counter()
+        reloaded = StreamState.load(path, model)
+        loaded = time.perf_counter()
+        file_bytes = path.stat().st_size
+
+    left, right = (Stream(model, fork) for fork in state.fork(2))
+    token_bits(left, tokenizer.encode(b"\n" + passage))
+    token_bits(right, tokenizer.encode(b"\n" + other))
+    tokens = tokenizer.encode(b"\n" + passage)
+    progress("story", 1, 3, "saved, reloaded, forked")
+    streams = {"original": Stream(model, state), "reloaded": Stream(model, reloaded), "left": left, "right": right}
+    bits = {name: token_bits(stream, tokens) for name, stream in streams.items()}
+    progress("story", 2, 3, "continued")
+    written = {}
+    prompt = passage.splitlines(keepends=True)[0]
+    for name in ("left", "right"):
+        fork = streams[name].state
+        made = generate(model, tokenizer.encode(prompt), state=fork, max_new_tokens=60, temperature=0.6, seed=0)
+        written[name] = tokenizer.decode([token for token, _ in made])
+    progress("story", 3, 3, "written on")
+
+    lengths = tokenizer.byte_lengths[tokens[1:]]
+    total = np.cumsum(lengths)
+    shown = np.unique(np.searchsorted(total, np.linspace(total[-1] / 20, total[-1], 120)).clip(max=len(total) - 1))
+    curves = {name: (np.cumsum(values) / total)[shown].tolist() for name, values in bits.items()}
+    return {
+        "file_bytes": file_bytes,
+        "save_milliseconds": 1e3 * (saved - start),
+        "load_milliseconds": 1e3 * (loaded - saved),
+        "reloaded_identical": all(
+            torch.equal(a, b)
+            for a, b in zip(state.named_tensors().values(), reloaded.named_tensors().values(), strict=True)
+        ),
+        "future_identical": bool(np.array_equal(bits["original"], bits["reloaded"])),
+        "parent_unchanged": all(
+            torch.equal(a, b) for a, b in zip(state.named_tensors().values(), before.named_tensors().values(), strict=True)
+        ),
+        "position": int(state.position),
+        "kilobytes": (total[shown] / 1e3).tolist(),
+        **curves,
+        "prompt": prompt.decode("utf-8", "replace"),
+        "written": written,
+    }
+
+
+def _temporary_file() -> Any:
+    import contextlib
+    import tempfile
+
+    @contextlib.contextmanager
+    def make() -> Any:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder) / "state.safetensors"
+
+    return make()
+
+
+def run(
+    *, limit: int | None = None, lengths: tuple[int, ...] = (1_000, 10_000), repeats: int = 3, progress: Progress = _silent
+) -> dict[str, Any]:
+    """The whole demonstration as numbers.
+
+    Args:
+        limit: Uses this many bytes of the text at most (20,000 or more).
+        lengths: Sequence lengths of the seed's table.
+        repeats: Timed runs in the seed's table.
+        progress: Told where each measurement stands.
+
+    Returns:
+        `machine`, `model` and one entry per measurement.
+
+    Raises:
+        FileError: The shipped model or text is missing, or `limit` is too small.
+    """
+    started = time.perf_counter()
+    material = Material.shipped(limit)
+    reading, state = read_through(material, progress)
+    results: dict[str, Any] = {
+        "reading": reading,
+        "passage": compare_readings(material, state, progress),
+        "twice": read_twice(material, progress),
+        "story": tell_story(material, state, progress),
+    }
+    count = 0
+
+    def table_progress(remark: str) -> None:
+        nonlocal count
+        progress("table", count, len(lengths), remark)
+        count += 1
+
+    results["table"] = seed_table(lengths, repeats=repeats, progress=table_progress)
+    progress("table", len(lengths), len(lengths))
+    return {
+        "machine": machine(),
+        "model": {"parameters": material.model.num_parameters(), "config": material.model.config.to_dict()},
+        "seconds": time.perf_counter() - started,
+        **results,
+    }

@@ -1,0 +1,306 @@
+"""The compiled kernels as torch custom ops, forward and backward.
+
+The custom ops of the namespace `ssmn` (`memory_write`, `memory_read`, `banded_attention`) mirror the functions of
+`csrc/include/ssmn.h`, which is their manual; `write`, `read` and `attend` are the way to call them. The kernels compute
+in float32: half-precision inputs are converted, and all results are float32.
+"""
+
+# No `from __future__ import annotations`: torch reads the custom ops' schemas from the annotations.
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from ssmn import native
+
+_CONVERTED = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def refusal(*tensors: Tensor) -> str | None:
+    """Why the kernels cannot take these tensors here, or None if they can."""
+    for tensor in tensors:
+        if tensor.device.type != "cpu":
+            return f"the compiled kernels run on the CPU, and a tensor is on {tensor.device}"
+        if tensor.dtype not in _CONVERTED:
+            return f"the compiled kernels compute in float32, and a tensor is {tensor.dtype}"
+    status = native.status()
+    return None if status.available else status.reason
+
+
+def write(
+    k: Tensor,
+    v: Tensor,
+    write: Tensor,
+    erase: Tensor | None,
+    log_keep: Tensor,
+    begin: Tensor,
+    end: Tensor,
+    initial_state: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Writes a stream into the memory.
+
+    Args:
+        k: [B, T, H, K] keys.
+        v: [B, T, H, V] values.
+        write: [B, T, H], w_t.
+        erase: [B, T, H], e_t, or None for a rule that erases nothing.
+        log_keep: [B, T, H], log a_t ≤ 0.
+        begin: [B, T] int32: −1 goes on, −2 starts from zeros at this step, n ≥ 0 starts from `initial_state[n]`.
+        end: [B, T] int32: −1, or n ≥ 0 to keep the state after this step as `final_state[n]`.
+        initial_state: [N, H, K, V].
+
+    Returns:
+        u [B, T, H, V] with S_t = a_t S_{t−1} + k_t u_tᵀ; the states before every chunk of `native.CHUNK` steps
+        [B, ⌈T / C⌉, H, K, V]; the final states [N, H, K, V] (a stream without steps keeps its initial state).
+    """
+    coefficients = (write.float(), None if erase is None else erase.float(), log_keep.float())
+    return torch.ops.ssmn.memory_write(k.float(), v.float(), *coefficients, begin, end, initial_state.float())
+
+
+def read(
+    q: Tensor, k: Tensor, u: Tensor, log_keep: Tensor, begin: Tensor, initial_state: Tensor, chunk_states: Tensor
+) -> Tensor:
+    """Reads o_t = S_tᵀ q_t [B, T, H, V] from what `write` returned; the other arguments are those given to `write`."""
+    return torch.ops.ssmn.memory_read(
+        q.float(), k.float(), u.float(), log_keep.float(), begin, initial_state.float(), chunk_states.float()
+    )
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, lo: Tensor, hi: Tensor, sinks: Tensor | None, scale: float) -> Tensor:
+    """Softmax attention of every query to its own range of keys.
+
+    Args:
+        q: [B, T, Hq, D].
+        k: [B, E, Hkv, D]; query head h uses head h // (Hq / Hkv).
+        v: [B, E, Hkv, D].
+        lo: [B, T] int32, the first key that a query sees.
+        hi: [B, T] int32, the key after the last one; an empty range gives an output of zeros.
+        sinks: [Hq] logits that take part in the softmax and vote for nothing, or None.
+        scale: Factor on q·k.
+
+    Returns:
+        [B, T, Hq, D].
+    """
+    logits = None if sinks is None else sinks.float()
+    return torch.ops.ssmn.banded_attention(q.float(), k.float(), v.float(), lo, hi, logits, scale)[0]
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _dense(*tensors: Tensor | None) -> list[Tensor | None]:
+    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
+
+
+def _run(kernel: str, sizes: ctypes.Structure, *arguments: Tensor | float | None) -> None:
+    values = [_pointer(a) if a is None or isinstance(a, Tensor) else a for a in arguments]
+    native.call(kernel, ctypes.byref(sizes), *values, torch.get_num_threads())
+
+
+def _memory_sizes(k: Tensor, v: Tensor, initial_state: Tensor) -> native.MemorySizes:
+    return native.MemorySizes(*k.shape, v.shape[-1], initial_state.shape[0])
+
+
+def _attention_sizes(q: Tensor, k: Tensor) -> native.AttentionSizes:
+    return native.AttentionSizes(q.shape[0], q.shape[1], k.shape[1], q.shape[2], k.shape[2], q.shape[3])
+
+
+def _written_like(k: Tensor, v: Tensor, initial_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    chunks = (k.shape[1] + native.CHUNK - 1) // native.CHUNK
+    u = torch.empty(v.shape, dtype=v.dtype, device=v.device)
+    chunk_states = v.new_empty(k.shape[0], chunks, *initial_state.shape[1:])
+    return u, chunk_states, torch.empty(initial_state.shape, dtype=v.dtype, device=v.device)
+
+
+def _dense_like(*tensors: Tensor) -> list[Tensor]:
+    return [torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device) for tensor in tensors]
+
+
+def _optional_like(tensor: Tensor | None, other: Tensor) -> Tensor:
+    """A custom op returns tensors only: an empty one stands for the gradient of an absent input."""
+    return other.new_empty(0) if tensor is None else _dense_like(tensor)[0]
+
+
+@torch.library.custom_op("ssmn::memory_write", mutates_args=())
+def _memory_write(
+    k: Tensor,
+    v: Tensor,
+    write: Tensor,
+    erase: Tensor | None,
+    log_keep: Tensor,
+    begin: Tensor,
+    end: Tensor,
+    initial_state: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    inputs = _dense(k, v, write, erase, log_keep, begin, end, initial_state)
+    outputs = _written_like(k, v, initial_state)
+    _run("ssmn_memory_write", _memory_sizes(k, v, initial_state), *inputs, *outputs)
+    return outputs
+
+
+@_memory_write.register_fake
+def _(k, v, write, erase, log_keep, begin, end, initial_state):
+    return _written_like(k, v, initial_state)
+
+
+@torch.library.custom_op("ssmn::memory_write_backward", mutates_args=())
+def _memory_write_backward(
+    k: Tensor,
+    v: Tensor,
+    write: Tensor,
+    erase: Tensor | None,
+    log_keep: Tensor,
+    begin: Tensor,
+    end: Tensor,
+    initial_state: Tensor,
+    u: Tensor,
+    chunk_states: Tensor,
+    d_u: Tensor | None,
+    d_chunk_states: Tensor | None,
+    d_final_state: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    inputs = _dense(
+        k, v, write, erase, log_keep, begin, end, initial_state, u, chunk_states, d_u, d_chunk_states, d_final_state
+    )
+    d_k, d_v, d_write, d_log_keep, d_initial_state = _dense_like(k, v, write, log_keep, initial_state)
+    d_erase = _optional_like(erase, write)
+    outputs = (d_k, d_v, d_write, None if erase is None else d_erase, d_log_keep, d_initial_state)
+    _run("ssmn_memory_write_backward", _memory_sizes(k, v, initial_state), *inputs, *outputs)
+    return d_k, d_v, d_write, d_erase, d_log_keep, d_initial_state
+
+
+@_memory_write_backward.register_fake
+def _(k, v, write, erase, log_keep, begin, end, initial_state, u, chunk_states, d_u, d_chunk_states, d_final_state):
+    d_k, d_v, d_write, d_log_keep, d_initial_state = _dense_like(k, v, write, log_keep, initial_state)
+    return d_k, d_v, d_write, _optional_like(erase, write), d_log_keep, d_initial_state
+
+
+def _save_write(ctx, inputs, output):
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs, *output[:2])
+
+
+def _write_gradients(ctx, d_u, d_chunk_states, d_final_state):
+    saved = ctx.saved_tensors
+    d_k, d_v, d_write, d_erase, d_log_keep, d_initial_state = torch.ops.ssmn.memory_write_backward(
+        *saved, d_u, d_chunk_states, d_final_state
+    )
+    return d_k, d_v, d_write, None if saved[3] is None else d_erase, d_log_keep, None, None, d_initial_state
+
+
+_memory_write.register_autograd(_write_gradients, setup_context=_save_write)
+
+
+@torch.library.custom_op("ssmn::memory_read", mutates_args=())
+def _memory_read(
+    q: Tensor, k: Tensor, u: Tensor, log_keep: Tensor, begin: Tensor, initial_state: Tensor, chunk_states: Tensor
+) -> Tensor:
+    inputs = _dense(q, k, u, log_keep, begin, initial_state, chunk_states)
+    (o,) = _dense_like(u)
+    _run("ssmn_memory_read", _memory_sizes(k, u, initial_state), *inputs, o)
+    return o
+
+
+@_memory_read.register_fake
+def _(q, k, u, log_keep, begin, initial_state, chunk_states):
+    return _dense_like(u)[0]
+
+
+@torch.library.custom_op("ssmn::memory_read_backward", mutates_args=())
+def _memory_read_backward(
+    q: Tensor,
+    k: Tensor,
+    u: Tensor,
+    log_keep: Tensor,
+    begin: Tensor,
+    initial_state: Tensor,
+    chunk_states: Tensor,
+    d_o: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    inputs = _dense(q, k, u, log_keep, begin, initial_state, chunk_states, d_o)
+    d_q, d_k, d_u, d_log_keep, d_initial, d_chunks = _dense_like(q, k, u, log_keep, initial_state, chunk_states)
+    outputs = (d_q, d_k, d_u, d_log_keep, d_initial, d_chunks)
+    _run("ssmn_memory_read_backward", _memory_sizes(k, u, initial_state), *inputs, *outputs)
+    return outputs
+
+
+@_memory_read_backward.register_fake
+def _(q, k, u, log_keep, begin, initial_state, chunk_states, d_o):
+    return tuple(_dense_like(q, k, u, log_keep, initial_state, chunk_states))
+
+
+def _save_read(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _read_gradients(ctx, d_o):
+    d_q, d_k, d_u, d_log_keep, d_initial, d_chunks = torch.ops.ssmn.memory_read_backward(*ctx.saved_tensors, d_o)
+    return d_q, d_k, d_u, d_log_keep, None, d_initial, d_chunks
+
+
+_memory_read.register_autograd(_read_gradients, setup_context=_save_read)
+
+
+@torch.library.custom_op("ssmn::banded_attention", mutates_args=())
+def _banded_attention(
+    q: Tensor, k: Tensor, v: Tensor, lo: Tensor, hi: Tensor, sinks: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    inputs = _dense(q, k, v, lo, hi, sinks)
+    (o,) = _dense_like(q)
+    lse = q.new_empty(q.shape[:3])
+    _run("ssmn_banded_attention", _attention_sizes(q, k), *inputs, scale, o, lse)
+    return o, lse
+
+
+@_banded_attention.register_fake
+def _(q, k, v, lo, hi, sinks, scale):
+    return _dense_like(q)[0], q.new_empty(q.shape[:3])
+
+
+@torch.library.custom_op("ssmn::banded_attention_backward", mutates_args=())
+def _banded_attention_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lo: Tensor,
+    hi: Tensor,
+    sinks: Tensor | None,
+    scale: float,
+    o: Tensor,
+    lse: Tensor,
+    d_o: Tensor,
+    d_lse: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    inputs = _dense(q, k, v, lo, hi, sinks)
+    d_q, d_k, d_v = _dense_like(q, k, v)
+    d_sinks = _optional_like(sinks, q)
+    outputs = (d_q, d_k, d_v, None if sinks is None else d_sinks)
+    saved = _dense(o, lse, d_o, d_lse)
+    _run("ssmn_banded_attention_backward", _attention_sizes(q, k), *inputs, scale, *saved, *outputs)
+    return d_q, d_k, d_v, d_sinks
+
+
+@_banded_attention_backward.register_fake
+def _(q, k, v, lo, hi, sinks, scale, o, lse, d_o, d_lse):
+    return *_dense_like(q, k, v), _optional_like(sinks, q)
+
+
+def _save_attention(ctx, inputs, output):
+    *tensors, ctx.scale = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors, *output)
+
+
+def _attention_gradients(ctx, d_o, d_lse):
+    q, k, v, lo, hi, sinks, o, lse = ctx.saved_tensors
+    if d_o is None:
+        d_o = torch.zeros_like(o)
+    d_q, d_k, d_v, d_sinks = torch.ops.ssmn.banded_attention_backward(
+        q, k, v, lo, hi, sinks, ctx.scale, o, lse, d_o, d_lse
+    )
+    return d_q, d_k, d_v, None, None, None if sinks is None else d_sinks, None
+
+
+_banded_attention.register_autograd(_attention_gradients, setup_context=_save_attention)

@@ -1,0 +1,393 @@
+"""Endless input through a model in constant memory: surprise of text, predictions for rows of numbers.
+
+What `ssmn stream` does, for Python users. Input is taken as it arrives: whatever is there is read in
+one go, and its results come out before the next wait.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssmn.config import Plasticity, SSMNConfig
+from ssmn.errors import FileError, RangeError
+from ssmn.stream import Stream
+
+if TYPE_CHECKING:
+    from ssmn.training.tokenizer import Tokenizer
+
+Unit = Literal["line", "byte"]
+
+T = TypeVar("T")
+
+READ_BYTES = 1 << 16
+"""Bytes read at once; a longer line is taken in pieces of this size."""
+PIECE = 512
+"""Steps that are gathered before the model takes them, if that many are there."""
+LONGEST_PIECE = 2 * PIECE
+"""Steps that the model takes at once at most."""
+
+
+class ByteSource(Protocol):
+    """A binary stream such as `sys.stdin.buffer`, `open(path, "rb")` or `io.BytesIO(data)`."""
+
+    def read1(self, size: int, /) -> bytes: ...
+
+
+class _Waits(Protocol):
+    @property
+    def waiting(self) -> bool:
+        """Whether the next item would have to be waited for."""
+        ...
+
+
+@dataclass(frozen=True)
+class LineSurprise:
+    """How surprising one line was."""
+
+    line: int
+    """Number of the line, from 1."""
+    bytes: int
+    """Its length, the line feed included."""
+    bits: float
+    """Σ −log2 p of its tokens, the line feed's included."""
+    text: str
+    """The line without its line feed; of a line longer than `READ_BYTES` the beginning."""
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Surprise per byte."""
+        return self.bits / self.bytes
+
+
+@dataclass(frozen=True)
+class ByteSurprise:
+    """How surprising one byte was; a token's bits are shared equally by its bytes."""
+
+    offset: int
+    """Position in the input, from 0."""
+    byte: int
+    """Its value, 0 to 255."""
+    bits: float
+    """Its share of −log2 p of the token it belongs to."""
+
+
+@dataclass(frozen=True)
+class RowPrediction:
+    """What the model says about the row after this one."""
+
+    line: int
+    """Number of the row's line in the input, from 1."""
+    values: tuple[float, ...]
+    """The model's outputs."""
+
+
+def token_bits(stream: Stream, tokens: np.ndarray | Sequence[int], *, plasticity: Plasticity | None = None) -> np.ndarray:
+    """Surprise of tokens[1:], each predicted from all that came before it.
+
+    The last token is predicted and not yet read, so the next call begins with it.
+
+    Args:
+        stream: A `Stream` over a text model, one row; it moves on by len(tokens) − 1 tokens.
+        tokens: [T + 1] token numbers; the first was predicted before.
+        plasticity: How strongly to learn and forget while reading.
+
+    Returns:
+        −log2 p, [T] float64.
+
+    Example:
+        >>> import ssmn
+        >>> from ssmn.streaming import token_bits
+        >>> config = ssmn.TextSSMNConfig(vocab_size=16, hidden_dim=16, num_layers=3, num_heads=2, window_size=8)
+        >>> stream = ssmn.Stream(ssmn.TextSSMN(config))
+        >>> token_bits(stream, [1, 2, 3, 4]).shape, stream.position.tolist()
+        ((3,), [3])
+    """
+    numbers = torch.from_numpy(np.asarray(tokens, dtype=np.int64))
+    bits = np.empty(max(0, len(numbers) - 1))
+    for start in range(0, len(bits), LONGEST_PIECE):
+        piece = numbers[start : start + LONGEST_PIECE + 1]
+        logits = stream.push(piece[:-1].unsqueeze(0), plasticity=plasticity)
+        bits[start : start + LONGEST_PIECE] = surprise_bits(logits[0], piece[1:]).numpy()
+    return bits
+
+
+def surprise_bits(logits: Tensor, targets: Tensor) -> Tensor:
+    """−log2 p of the targets: logits [.., vocabulary], targets [..] to [..]."""
+    nats = torch.nn.functional.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), reduction="none")
+    return nats.view(targets.shape) / math.log(2.0)
+
+
+class _Lines(Iterator[bytes]):
+    """Lines of a byte source, and how many of them are there without waiting."""
+
+    def __init__(self, source: ByteSource) -> None:
+        self._source = source
+        self._ready: deque[bytes] = deque()
+        self._rest = b""
+        self._ended = False
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the next line would have to be waited for."""
+        return not self._ready
+
+    def __next__(self) -> bytes:
+        while not self._ready:
+            if self._ended:
+                raise StopIteration
+            chunk = self._source.read1(READ_BYTES)
+            self._ended = not chunk
+            *lines, self._rest = (self._rest + chunk).split(b"\n")
+            self._ready.extend(line + b"\n" for line in lines)
+            if self._rest and (self._ended or len(self._rest) >= READ_BYTES):
+                self._ready.append(self._rest)
+                self._rest = b""
+        return self._ready.popleft()
+
+
+def text_surprise(
+    stream: Stream, tokenizer: Tokenizer, source: ByteSource, *, unit: Unit = "line", plasticity: Plasticity | None = None
+) -> Iterator[LineSurprise | ByteSurprise]:
+    """How surprising each line or byte of a text is to a model that learns as it reads.
+
+    A stream stands at the end of a line: the line feed before the input is read first, and one that
+    ends the input is scored and left to the next call. So a text cut at line ends, each part going on
+    from the state of the one before, gives the numbers of the whole text.
+
+    Args:
+        stream: A `Stream` over a text model, one row; it moves on as results are taken.
+        tokenizer: The model's.
+        source: UTF-8 text (any bytes for the byte tokenizer); read until it ends.
+        unit: A result per `line` or per `byte`.
+        plasticity: How strongly to learn and forget while reading.
+
+    Returns:
+        An iterator of results, as the input arrives.
+
+    Raises:
+        FileError: A line is not UTF-8; what came before it has been read.
+
+    Example:
+        >>> import io, ssmn
+        >>> from ssmn.streaming import text_surprise
+        >>> from ssmn.training import Tokenizer
+        >>> config = ssmn.TextSSMNConfig(vocab_size=256, hidden_dim=16, num_layers=3, num_heads=2, window_size=8)
+        >>> stream = ssmn.Stream(ssmn.TextSSMN(config))
+        >>> [line.bytes for line in text_surprise(stream, Tokenizer.for_bytes(), io.BytesIO(b"one\\ntwo\\n"))]
+        [4, 4]
+    """
+    lines = _Lines(source)
+    last = tokenizer.encode("\n")
+    number, offset = 1, 0
+    start, line_bits, line_bytes = b"", 0.0, 0
+    for batch in _batches(_encoded(lines, tokenizer), lines, lambda item: len(item[1])):
+        tokens = np.concatenate([last, *(piece for _, piece in batch)])
+        bits = token_bits(stream, tokens, plasticity=plasticity)
+        last = tokens[-1:]
+        ends = np.cumsum([len(piece) for _, piece in batch])
+        for (line, piece), piece_bits in zip(batch, np.split(bits, ends[:-1]), strict=True):
+            if unit == "byte":
+                lengths = tokenizer.byte_lengths[piece]
+                shares = np.repeat(piece_bits / lengths, lengths)
+                for value, share in zip(tokenizer.decode_bytes(piece), shares.tolist(), strict=True):
+                    yield ByteSurprise(offset, value, share)
+                    offset += 1
+                continue
+            start = start or line
+            line_bits += float(piece_bits.sum())
+            line_bytes += len(line)
+            if line.endswith(b"\n"):
+                yield LineSurprise(number, line_bytes, line_bits, _readable(start))
+                number, start, line_bits, line_bytes = number + 1, b"", 0.0, 0
+    if line_bytes:
+        yield LineSurprise(number, line_bytes, line_bits, _readable(start))
+
+
+def _encoded(lines: Iterator[bytes], tokenizer: Tokenizer) -> Iterator[tuple[bytes, np.ndarray]]:
+    """Each line (or piece of a very long one) with its tokens."""
+    if tokenizer.kind == "bytes":
+        yield from ((line, tokenizer.encode(line)) for line in lines)
+        return
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    number = 1
+    for line in lines:
+        try:
+            yield line, tokenizer.encode(decoder.decode(line))
+        except UnicodeDecodeError as error:
+            raise FileError(
+                f"line {number}: byte {error.object[error.start]:#04x} is not UTF-8; wanted UTF-8 text, or a model "
+                f"with the byte tokenizer."
+            ) from error
+        number += line.endswith(b"\n")
+    if decoder.getstate()[0]:
+        raise FileError(f"line {number}: the input ends inside a UTF-8 character; wanted whole UTF-8 text.")
+
+
+def _batches(items: Iterator[T], source: _Waits, steps: Callable[[T], int]) -> Iterator[list[T]]:
+    """Groups what is there without waiting; a failure is raised after the group that came before it."""
+    ended, failure = False, None
+    while not ended:
+        batch: list[T] = []
+        taken = 0
+        try:
+            while taken < PIECE and not (batch and source.waiting):
+                batch.append(next(items))
+                taken += steps(batch[-1])
+        except StopIteration:
+            ended = True
+        except FileError as error:
+            ended, failure = True, error
+        if batch:
+            yield batch
+    if failure is not None:
+        raise failure
+
+
+def _readable(line: bytes) -> str:
+    return line.removesuffix(b"\n").decode("utf-8", "replace")
+
+
+class RowReader:
+    """Rows of numbers out of comma-separated text, checked one by one.
+
+    Args:
+        source: UTF-8 text.
+        width: Numbers that each row must have.
+        columns: Names (or numbers from 1) of the columns to take; None = all.
+        header: Whether the first row holds names; None = look whether it is numbers.
+
+    Raises:
+        FileError: A row has another number of values, or one that is no finite number; the message
+            has the line's number.
+    """
+
+    def __init__(
+        self, source: ByteSource, width: int, *, columns: Sequence[str] | None = None, header: bool | None = None
+    ) -> None:
+        self._lines = _Lines(source)
+        self._rows = csv.reader(self._text())
+        self._width = width
+        self._columns = columns
+        self._indices: list[int] | None = None
+        self._first: list[str] | None = next(self._rows, None)
+        if self._first is not None and (header or (header is None and not all(map(_is_number, self._first)))):
+            names, self._first = [name.strip() for name in self._first], None
+        else:
+            names = [str(number) for number in range(1, len(self._first or []) + 1)]
+        self.names = tuple(names)
+        """Names of the columns taken; "1", "2", ... if the input has no header."""
+        if columns is not None and names:
+            missing = [column for column in columns if column not in names and not column.isdecimal()]
+            numbers = [names.index(c) if c in names else int(c) - 1 for c in columns if c not in missing]
+            if missing or any(not 0 <= number < len(names) for number in numbers):
+                wrong = missing or [c for c, number in zip(columns, numbers, strict=True) if not 0 <= number < len(names)]
+                raise FileError(f"line 1: there is no column {wrong[0]!r}; wanted some of {', '.join(names)}.")
+            self._indices = numbers
+            self.names = tuple(names[number] for number in numbers)
+        if names and len(self.names) != width:
+            raise FileError(
+                f"line 1: {len(self.names)} columns ({', '.join(self.names)}); the model takes {width} "
+                f"(its input_dim): choose the columns."
+            )
+
+    @property
+    def line(self) -> int:
+        """Number of the line that was read last, from 1."""
+        return self._rows.line_num
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the next row would have to be waited for."""
+        return self._first is None and self._lines.waiting
+
+    def _text(self) -> Iterator[str]:
+        for number, line in enumerate(self._lines, start=1):
+            if not line.endswith(b"\n") and len(line) >= READ_BYTES:
+                raise FileError(f"line {number}: longer than {READ_BYTES:,} bytes; wanted rows of comma-separated numbers.")
+            try:
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise FileError(f"line {number}: byte {error.start + 1} is not UTF-8; wanted comma-separated text.") from error
+
+    def __iter__(self) -> Iterator[list[float]]:
+        return self
+
+    def __next__(self) -> list[float]:
+        try:
+            row, self._first = (next(self._rows) if self._first is None else self._first), None
+            while not row:
+                row = next(self._rows)
+        except csv.Error as error:
+            raise FileError(f"line {self.line}: {error}; wanted comma-separated numbers.") from error
+        cells = row
+        if self._indices is not None:
+            if len(row) <= max(self._indices):
+                raise FileError(f"line {self.line}: {len(row)} values; wanted at least {max(self._indices) + 1}.")
+            cells = [row[index] for index in self._indices]
+        if len(cells) != self._width:
+            raise FileError(f"line {self.line}: {len(cells)} values; the model takes {self._width} (its input_dim).")
+        return [self._number(cell, name) for cell, name in zip(cells, self.names, strict=True)]
+
+    def _number(self, cell: str, name: str) -> float:
+        try:
+            value = float(cell)
+        except ValueError:
+            raise FileError(f"line {self.line}: column {name} is {cell!r}; wanted a number.") from None
+        if not math.isfinite(value):
+            raise FileError(
+                f"line {self.line}: column {name} is {cell.strip()}; wanted a finite number: leave the row out or fill it in."
+            )
+        return value
+
+
+def row_predictions(
+    stream: Stream, rows: RowReader, *, plasticity: Plasticity | None = None
+) -> Iterator[RowPrediction]:
+    """The model's output after each row: what it expects of the next one.
+
+    Args:
+        stream: A `Stream` over an `SSMN`, one row; it moves on as results are taken.
+        rows: The input; made with `width=model.config.input_dim`.
+        plasticity: How strongly to learn and forget while reading.
+
+    Returns:
+        An iterator of predictions, as the input arrives. Before an error is raised, everything up to
+        the line it names has been read and answered.
+
+    Raises:
+        FileError: A row is malformed or not finite.
+
+    Example:
+        >>> import io, ssmn
+        >>> from ssmn.streaming import RowReader, row_predictions
+        >>> model = ssmn.SSMN(ssmn.SSMNConfig.preset("tiny", input_dim=2, output_dim=1))
+        >>> rows = RowReader(io.BytesIO(b"x,y\\n0.5,1\\n0.25,2\\n"), width=2)
+        >>> [(row.line, len(row.values)) for row in row_predictions(ssmn.Stream(model), rows)]
+        [(2, 1), (3, 1)]
+    """
+    if not isinstance(stream.model.config, SSMNConfig):
+        raise RangeError("row_predictions: stream has a text model; wanted a Standard model (SSMN).")
+    numbered = ((rows.line, row) for row in rows)
+    for batch in _batches(numbered, rows, lambda _: 1):
+        x = torch.tensor([[row for _, row in batch]])
+        outputs = stream.push(x, plasticity=plasticity)[0]
+        for (line, _), values in zip(batch, outputs.tolist(), strict=True):
+            yield RowPrediction(line, tuple(values))
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,219 @@
+"""Long streams for training: texts and tables, cut into parallel contiguous streams."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssmn.errors import FileError, TrainingError
+from ssmn.training.tasks import Batch
+from ssmn.training.tokenizer import Tokenizer
+
+Part = Literal["train", "held-out"]
+
+
+def text_files(path: str | os.PathLike[str], pattern: str = "**/*") -> list[Path]:
+    """The files of a corpus: the file itself, or a folder's files in sorted order.
+
+    Args:
+        path: A file or a folder.
+        pattern: Which files of a folder, as a glob; names that start with a dot are left out.
+
+    Returns:
+        At least one path.
+
+    Raises:
+        TrainingError: There is no such path, or no file fits.
+    """
+    root = Path(path)
+    if root.is_file():
+        return [root]
+    if not root.is_dir():
+        raise TrainingError(f"data: {root} does not exist; wanted a text file or a folder of them.")
+    files = sorted(
+        file
+        for file in root.glob(pattern)
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(root).parts)
+    )
+    if not files:
+        raise TrainingError(f"data: {root} has no file that fits pattern {pattern!r}; set data.pattern.")
+    return files
+
+
+def read_text(file: Path, *, utf8: bool) -> bytes:
+    """The bytes of one file; refuses what is not UTF-8 if `utf8`."""
+    try:
+        raw = file.read_bytes()
+    except OSError as error:
+        raise TrainingError(f"data: {file} cannot be read ({error.strerror}).") from error
+    if utf8:
+        try:
+            raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise FileError(
+                f"{file}: byte {error.start} is not UTF-8; leave the file out by data.pattern, or use "
+                f"data.tokenizer='bytes'."
+            ) from error
+    return raw
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """One long stream of steps, with the files that it came from.
+
+    Attributes:
+        steps: Tokens `[N]`, or vectors `[N, F]`.
+        files: The files, in order.
+        starts: The step at which each file begins.
+        tokenizer: For text, the tokenizer that made the tokens.
+    """
+
+    steps: np.ndarray
+    files: tuple[Path, ...]
+    starts: tuple[int, ...]
+    tokenizer: Tokenizer | None = None
+
+    @classmethod
+    def from_text(cls, files: list[Path], tokenizer: Tokenizer) -> Corpus:
+        """Encodes the files, one after the other."""
+        utf8 = tokenizer.kind == "bpe"
+        tokens = [tokenizer.encode(read_text(file, utf8=utf8)) for file in files]
+        return cls(np.concatenate(tokens), tuple(files), _starts(tokens), tokenizer)
+
+    @classmethod
+    def from_tables(cls, files: list[Path]) -> Corpus:
+        """Reads comma-separated numbers, a row per step; all files have the same columns."""
+        tables = [read_table(file) for file in files]
+        for file, table in zip(files, tables, strict=True):
+            if table.shape[1] != tables[0].shape[1]:
+                raise FileError(f"{file}: {table.shape[1]} columns, but {files[0]} has {tables[0].shape[1]}.")
+        return cls(np.concatenate(tables), tuple(files), _starts(tables))
+
+    def split(self, held_out: float) -> tuple[Corpus, Corpus]:
+        """The stream without its last share, and that share."""
+        edge = len(self.steps) - math.ceil(len(self.steps) * held_out)
+        late_starts = tuple(max(0, start - edge) for start in self.starts)
+        return (
+            Corpus(self.steps[:edge], self.files, self.starts, self.tokenizer),
+            Corpus(self.steps[edge:], self.files, late_starts, self.tokenizer),
+        )
+
+    def name_of(self, begins: range | list[int], length: int) -> str:
+        """The files that hold any of the stretches `[begin, begin + length)`."""
+        names = []
+        for file, start, end in itertools.zip_longest(self.files, self.starts, self.starts[1:], fillvalue=len(self)):
+            if any(begin < end and begin + length > start for begin in begins):
+                names.append(str(file))
+        return ", ".join(names) if len(names) <= 3 else f"{', '.join(names[:3])} and {len(names) - 3} more files"
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+@dataclass(frozen=True, eq=False)
+class StreamBatches:
+    """Cuts a corpus into `batch_size` parallel contiguous streams and these into pieces.
+
+    Row b of piece p follows on row b of piece p - 1, so a carried state has read the whole stream up
+    to there. After the last piece the streams start again, fresh. The steps that do not fill a piece
+    in every row are left out.
+
+    Raises:
+        TrainingError: The corpus is too short for one piece.
+    """
+
+    corpus: Corpus
+    batch_size: int
+    piece_length: int
+
+    def __post_init__(self) -> None:
+        if self.pieces < 1:
+            wanted = self.batch_size * self.piece_length + 1
+            raise TrainingError(
+                f"data: {self.corpus.name_of([0], len(self.corpus)) or 'the text'} gives {len(self.corpus)} steps; "
+                f"wanted at least train.batch_size * train.piece_length + 1 = {wanted}: lower one of them."
+            )
+
+    @property
+    def row_length(self) -> int:
+        """Predicted steps of each stream."""
+        return max(0, len(self.corpus) - 1) // self.batch_size
+
+    @property
+    def pieces(self) -> int:
+        """Pieces until the streams start again."""
+        return self.row_length // self.piece_length
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a training step; depends on nothing but the step."""
+        piece = step % self.pieces
+        begins = range(
+            piece * self.piece_length,
+            self.batch_size * self.row_length + piece * self.piece_length,
+            self.row_length,
+        )
+        rows = np.stack([self.corpus.steps[begin : begin + self.piece_length + 1] for begin in begins])
+        source = self.corpus.name_of(begins, self.piece_length + 1)
+        tokenizer = self.corpus.tokenizer
+        target_bytes = None if tokenizer is None else int(tokenizer.byte_lengths[rows[:, 1:]].sum())
+        steps = to_tensor(rows)
+        return Batch(steps[:, :-1], steps[:, 1:], None, source, fresh=piece == 0, target_bytes=target_bytes)
+
+
+def to_tensor(steps: np.ndarray) -> Tensor:
+    """Tokens as int64, vectors as float32."""
+    kind = np.int64 if np.issubdtype(steps.dtype, np.integer) else np.float32
+    return torch.from_numpy(steps.astype(kind))
+
+
+def read_table(file: Path) -> np.ndarray:
+    """Numbers of a CSV file `[rows, columns]` float32; a first row of names is skipped.
+
+    Columns that do not hold a number in the first data row (dates, names) are left out.
+
+    Raises:
+        FileError: Not a table of numbers; the row is named.
+    """
+    try:
+        with file.open(newline="", encoding="utf-8") as handle:
+            return _parse_table(file, csv.reader(handle))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise FileError(f"{file}: cannot be read as a CSV table ({error}).") from error
+
+
+def _parse_table(file: Path, reader: Iterator[list[str]]) -> np.ndarray:
+    rows = [(number, row) for number, row in enumerate(reader, start=1) if row]
+    if rows and not any(_is_number(cell) for cell in rows[0][1]):
+        rows = rows[1:]
+    columns = [i for i, cell in enumerate(rows[0][1]) if _is_number(cell)] if rows else []
+    if not columns:
+        raise FileError(f"{file}: has no row of numbers; wanted comma-separated numbers, a row per step.")
+    table = np.empty((len(rows), len(columns)), dtype=np.float32)
+    for index, (number, row) in enumerate(rows):
+        try:
+            table[index] = [float(row[column]) for column in columns]
+        except (IndexError, ValueError):
+            raise FileError(f"{file}: row {number} is {','.join(row)!r}; wanted numbers as in the first row.") from None
+    return table
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _starts(parts: list[np.ndarray]) -> tuple[int, ...]:
+    return (0, *itertools.accumulate(len(part) for part in parts[:-1]))

@@ -1,0 +1,178 @@
+"""Figures of a trained model: bits per byte of a text, accuracy or squared error on a task."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ssmn.config import Plasticity
+from ssmn.errors import RangeError
+from ssmn.models.stack import Stack
+from ssmn.training.data import to_tensor
+from ssmn.training.tasks import Batch, Task
+from ssmn.training.tokenizer import Tokenizer
+
+_ERROR_BINS = (0, 8, 16, 32, 64, math.inf)
+
+
+@dataclass(frozen=True)
+class StreamScore:
+    """How well a model predicted one stream, read once from its start.
+
+    Attributes:
+        loss: Mean loss per step: nats for tokens, squared error for vectors.
+        steps: Predicted steps.
+        target_bytes: Bytes that the predicted tokens stand for; 0 for vectors.
+        seconds: Time taken.
+    """
+
+    loss: float
+    steps: int
+    target_bytes: int
+    seconds: float
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Loss in bits per byte of the text; NaN for vectors."""
+        return self.loss * self.steps / math.log(2) / self.target_bytes if self.target_bytes else math.nan
+
+
+def loss_of(output: Tensor, batch: Batch) -> Tensor:
+    """Mean over the counted positions, in float32: cross-entropy in nats, or squared error.
+
+    Args:
+        output: Logits `[B, T, vocab]`, or vectors `[B, T, O]`.
+        batch: Its targets and mask.
+
+    Returns:
+        A scalar.
+    """
+    targets = batch.targets
+    if batch.mask is not None:
+        output, targets = output[batch.mask], targets[batch.mask]
+    if targets.is_floating_point():
+        return functional.mse_loss(output.float(), targets)
+    return functional.cross_entropy(output.float().flatten(0, -2), targets.flatten())
+
+
+def measures_of(output: Tensor, batch: Batch) -> dict[str, tuple[float, int]]:
+    """Sums and counts behind a task's figures: right answers, or squared errors since the last switch."""
+    if not batch.targets.is_floating_point():
+        assert batch.mask is not None
+        right = output[batch.mask].argmax(-1) == batch.targets[batch.mask]
+        return {"accuracy": (float(right.sum()), right.numel())}
+    assert batch.elapsed is not None
+    error = (output.float() - batch.targets).square().mean(-1)
+    sums = {}
+    for low, high in itertools.pairwise(_ERROR_BINS):
+        chosen = error[(batch.elapsed >= low) & (batch.elapsed < high)]
+        name = f"error_{low}-{high}" if math.isfinite(high) else f"error_{low}+"
+        sums[name] = (float(chosen.sum()), chosen.numel())
+    return sums
+
+
+@torch.no_grad()
+def evaluate_task(
+    model: Stack,
+    task: Task,
+    *,
+    batches: int = 8,
+    batch_size: int = 32,
+    seed: int = 0,
+    plasticity: Plasticity | None = None,
+    piece_length: int = 4096,
+) -> dict[str, float]:
+    """Figures on test batches of a task, which are never among the training batches.
+
+    Args:
+        model: The model.
+        task: The task.
+        batches: Batches to average over.
+        batch_size: Rows of each.
+        seed: Which series of test batches.
+        plasticity: How strongly to learn and forget; `Plasticity(frozen=True)` is the control.
+        piece_length: Long rows are read in pieces of this length with the state carried.
+
+    Returns:
+        `{"accuracy": ...}`, or for the drifting system the squared error by steps since the switch.
+    """
+    sums: dict[str, float] = defaultdict(float)
+    counts: dict[str, int] = defaultdict(int)
+    for step in range(batches):
+        batch = task.batch(step, batch_size=batch_size, seed=seed, split="test")
+        state = None
+        for piece in _pieces(batch, piece_length):
+            output, state = model(piece.inputs, state, plasticity=plasticity)
+            for name, (total, count) in measures_of(output, piece).items():
+                sums[name] += total
+                counts[name] += count
+    return {name: sums[name] / counts[name] if counts[name] else math.nan for name in sums}
+
+
+@torch.no_grad()
+def evaluate_stream(
+    model: Stack,
+    steps: np.ndarray,
+    *,
+    tokenizer: Tokenizer | None = None,
+    plasticity: Plasticity | None = None,
+    piece_length: int = 1024,
+) -> StreamScore:
+    """Reads a stream once from a fresh state and scores every prediction of the next step.
+
+    Args:
+        model: A text model for tokens, a Standard model for vectors.
+        steps: Tokens `[N]` or vectors `[N, F]`, N at least 2.
+        tokenizer: What the tokens stand for; without it there are no bits per byte.
+        plasticity: How strongly to learn and forget; `Plasticity(frozen=True)` is the control.
+        piece_length: Steps per call; has no influence on the figures.
+
+    Returns:
+        The score.
+
+    Raises:
+        RangeError: Fewer than two steps.
+
+    Example:
+        >>> import ssmn
+        >>> from ssmn.training import Tokenizer, evaluate_stream
+        >>> tokenizer = Tokenizer.for_bytes()
+        >>> lm = ssmn.TextSSMN(ssmn.TextSSMNConfig.preset("tiny", vocab_size=tokenizer.vocab_size))
+        >>> evaluate_stream(lm, tokenizer.encode("to be or not to be"), tokenizer=tokenizer).target_bytes
+        17
+    """
+    if len(steps) < 2:
+        raise RangeError(f"evaluate_stream: steps has {len(steps)} steps; wanted at least 2.")
+    begun, state, total = time.perf_counter(), None, 0.0
+    for start in range(0, len(steps) - 1, piece_length):
+        piece = to_tensor(steps[start : start + piece_length + 1]).unsqueeze(0)
+        batch = Batch(piece[:, :-1], piece[:, 1:], None, "stream")
+        output, state = model(batch.inputs, state, plasticity=plasticity)
+        total += loss_of(output, batch).item() * batch.inputs.shape[1]
+    return StreamScore(
+        loss=total / (len(steps) - 1),
+        steps=len(steps) - 1,
+        target_bytes=0 if tokenizer is None else int(tokenizer.byte_lengths[steps[1:]].sum()),
+        seconds=time.perf_counter() - begun,
+    )
+
+
+def _pieces(batch: Batch, length: int) -> Iterator[Batch]:
+    for start in range(0, batch.inputs.shape[1], length):
+        cut = slice(start, start + length)
+        yield Batch(
+            batch.inputs[:, cut],
+            batch.targets[:, cut],
+            None if batch.mask is None else batch.mask[:, cut],
+            batch.source,
+            elapsed=None if batch.elapsed is None else batch.elapsed[:, cut],
+        )

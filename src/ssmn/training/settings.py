@@ -1,0 +1,492 @@
+"""Settings of a training run: a TOML file, `--set` overrides, and the checks that name a bad setting."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import os
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from ssmn.config import PRESETS, SSMNConfig, StackConfig, TextSSMNConfig
+from ssmn.errors import ConfigError
+from ssmn.training.tasks import TASKS, Task
+
+ComputeDtype = Literal["float32", "bfloat16"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the training stream comes from: exactly one of `text` and `series`."""
+
+    text: str | None = None
+    """A text file, or a folder of them."""
+    series: str | None = None
+    """A CSV file, or a folder of them: a row per step; the Standard model predicts the next row."""
+    pattern: str = "**/*"
+    """Which files of a folder."""
+    tokenizer: str = "bytes"
+    """`bytes`, `bpe` (trained on this text), or the path of a tokenizer.json."""
+    vocab_size: int = 1024
+    """Tokens of a trained `bpe` tokenizer."""
+    held_out: float = 0.05
+    """Last share of the stream that is kept for evaluation."""
+
+    def __post_init__(self) -> None:
+        if (self.text is None) == (self.series is None):
+            raise ConfigError("data: wanted exactly one of data.text and data.series.")
+        if not 0.0 <= self.held_out < 1.0:
+            raise ConfigError(f"data: held_out={self.held_out!r}; wanted a share in [0, 1).")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimisationConfig:
+    """How the weights are trained."""
+
+    steps: int = 1000
+    """Optimizer steps."""
+    batch_size: int = 16
+    """Rows of a batch, or parallel streams of a text."""
+    piece_length: int = 256
+    """Steps of a stream between two cuts of the gradient; tasks use whole rows."""
+    learning_rate: float = 3e-3
+    """Peak learning rate."""
+    final_rate: float = 0.1
+    """Share of the peak that is left at the end of the cosine schedule."""
+    warmup_steps: int = 50
+    """Steps over which the learning rate rises from 0."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """AdamW's averaging factors."""
+    weight_decay: float = 0.01
+    """AdamW's decay, on matrices only."""
+    clip_norm: float = 1.0
+    """Largest norm of the whole gradient."""
+    compute_dtype: ComputeDtype = "float32"
+    """`bfloat16` computes matrix products on bfloat16 copies; weights, optimizer and state stay float32."""
+    log_every: int = 10
+    """Steps between two lines of the log."""
+    evaluate_every: int = 0
+    """Steps between two evaluations on held-out data; 0 = only at the end."""
+    checkpoint_every: int = 200
+    """Steps between two checkpoints; 0 = only at the end and on Ctrl-C."""
+    tensorboard: bool | None = None
+    """Writes a TensorBoard log; None = if tensorboard is installed."""
+
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            if getattr(self, name) < least:
+                raise ConfigError(f"train: {name}={getattr(self, name)!r}; wanted at least {least}.")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0 and self.clip_norm > 0):
+            raise ConfigError(
+                f"train: learning_rate={self.learning_rate!r}, clip_norm={self.clip_norm!r}; wanted positive numbers."
+            )
+        if not all(0.0 <= beta < 1.0 for beta in self.betas):
+            raise ConfigError(f"train: betas={self.betas!r}; wanted two numbers in [0, 1).")
+        if not 0.0 <= self.final_rate <= 1.0:
+            raise ConfigError(f"train: final_rate={self.final_rate!r}; wanted a share in [0, 1].")
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step (from 0): a linear rise, then half a cosine."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        cosine = 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+        return self.learning_rate * (self.final_rate + (1.0 - self.final_rate) * cosine)
+
+
+_LEAST = {
+    "steps": 1,
+    "batch_size": 1,
+    "piece_length": 1,
+    "warmup_steps": 0,
+    "weight_decay": 0,
+    "log_every": 1,
+    "evaluate_every": 0,
+    "checkpoint_every": 0,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examination:
+    """One figure that a trained task model is asked for, and the goal it has to meet."""
+
+    task: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the task that differ from training."""
+    batches: int = 8
+    """Batches to average over."""
+    batch_size: int = 32
+    """Rows of each."""
+    frozen: bool = False
+    """Closes every gate of the memory: nothing is written."""
+    write_threshold: float | None = None
+    """Skips writes whose importance is below this."""
+    decay_scale: float = 1.0
+    """Factor on how fast the memory forgets."""
+    at_least: float | None = None
+    """Goal: the figure is not below this."""
+    at_most: float | None = None
+    """Goal: the figure is not above this."""
+
+    def __post_init__(self) -> None:
+        if self.batches < 1 or self.batch_size < 1:
+            raise ConfigError(
+                f"evaluate: batches={self.batches}, batch_size={self.batch_size}; wanted at least 1 of each."
+            )
+
+    def is_met(self, figure: float) -> bool:
+        """Whether the figure meets the goal (NaN never does)."""
+        low = -math.inf if self.at_least is None else self.at_least
+        high = math.inf if self.at_most is None else self.at_most
+        return low <= figure <= high
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that decides a training run. Made by `load_settings` or `TrainConfig.from_dict`.
+
+    Example:
+        >>> from ssmn.training import TrainConfig
+        >>> config = TrainConfig.from_dict({"task": {"name": "mqar", "pairs": 8}, "train": {"steps": 20}})
+        >>> config.task.pairs, config.train.steps
+        (8, 20)
+    """
+
+    seed: int = 0
+    """Seed of the initial weights and of the task's batches."""
+    data: DataConfig | None = None
+    """The stream, or None for a task."""
+    task: Task | None = None
+    """The task, or None for a stream."""
+    model: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the model; sizes that follow from the data may be left out; `preset` names a size."""
+    train: OptimisationConfig = field(default_factory=OptimisationConfig)
+    """How the weights are trained."""
+    evaluate: Mapping[str, Examination] = field(default_factory=dict)
+    """Named figures for `ssmn eval --config`."""
+
+    def __post_init__(self) -> None:
+        if (self.data is None) == (self.task is None):
+            raise ConfigError("settings: wanted exactly one of a [data] and a [task] section.")
+        if self.seed < 0:
+            raise ConfigError(f"settings: seed={self.seed}; wanted 0 or more.")
+        if self.evaluate and self.task is None:
+            raise ConfigError("settings: [evaluate] sections belong to a task; use `ssmn eval --text` for text.")
+        if "preset" in self.model and self.model["preset"] not in PRESETS:
+            raise ConfigError(f"model: preset={self.model['preset']!r}; wanted one of {', '.join(PRESETS)}.")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """Builds and checks the settings; an unknown one is refused with the nearest known name.
+
+        Raises:
+            ConfigError: A setting is unknown, of the wrong type, or out of range.
+        """
+        _refuse_unknown("settings", values, [setting.name for setting in dataclasses.fields(cls)])
+        sections = {name: _section(name, values[name]) for name in values if name != "seed"}
+        settings: dict[str, Any] = {"seed": _convert("settings: seed", values.get("seed", 0), int)}
+        if "data" in sections:
+            settings["data"] = _build(DataConfig, "data", sections["data"])
+        if "task" in sections:
+            settings["task"] = task_from_dict(sections["task"])
+        if "train" in sections:
+            settings["train"] = _build(OptimisationConfig, "train", sections["train"])
+        if "model" in sections:
+            settings["model"] = sections["model"]
+        if "evaluate" in sections:
+            settings["evaluate"] = {
+                name: _build(Examination, f"evaluate.{name}", _section(f"evaluate.{name}", table))
+                for name, table in sections["evaluate"].items()
+            }
+        config = cls(**settings)
+        for name, examination in config.evaluate.items():
+            config.examined_task(name, examination)
+        return config
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that `from_dict` takes; settings that are None are left out."""
+        values: dict[str, Any] = {"seed": self.seed}
+        if self.data is not None:
+            values["data"] = dataclasses.asdict(self.data)
+        if self.task is not None:
+            values["task"] = {"name": self.task.name, **dataclasses.asdict(self.task)}
+        # TOML has no null: a model setting that is switched off is written as "none".
+        values["model"] = {name: "none" if value is None else value for name, value in self.model.items()}
+        values["train"] = dataclasses.asdict(self.train)
+        if self.evaluate:
+            values["evaluate"] = {name: dataclasses.asdict(item) for name, item in self.evaluate.items()}
+        return _without_none(values)
+
+    def model_config(self, **from_data: Any) -> StackConfig:
+        """The model's configuration, completed by what the data or the task decides.
+
+        Args:
+            **from_data: `kind` and the sizes, for a stream; a task knows its own.
+
+        Raises:
+            ConfigError: A model setting is unknown or impossible, or contradicts the data.
+        """
+        decided = from_data if self.task is None else self.task.model_settings()
+        given = {name: None if value == "none" else value for name, value in self.model.items()}
+        preset = given.pop("preset", None)
+        size = {} if preset is None else PRESETS[preset]
+        for name, value in decided.items():
+            if given.setdefault(name, value) != value:
+                raise ConfigError(f"model: {name}={given[name]!r}, but the data needs {value!r}; leave it out.")
+        config_class = TextSSMNConfig if decided["kind"] == "text" else SSMNConfig
+        return config_class.from_dict({**size, **given})
+
+    def examined_task(self, name: str, examination: Examination) -> Task:
+        """The task as one examination sets it."""
+        assert self.task is not None
+        values = {"name": self.task.name, **dataclasses.asdict(self.task)}
+        return task_from_dict({**values, **examination.task}, where=f"evaluate.{name}.task")
+
+
+def task_from_dict(values: Mapping[str, Any], where: str = "task") -> Task:
+    """Builds the task that `values["name"]` names."""
+    if values.get("name") not in TASKS:
+        raise ConfigError(f"{where}: name={values.get('name')!r}; wanted one of {', '.join(TASKS)}.")
+    return _build(TASKS[values["name"]], where, {key: value for key, value in values.items() if key != "name"})
+
+
+def shipped_configs() -> list[str]:
+    """Names of the configurations that come with the library."""
+    folder = resources.files("ssmn.training") / "configs"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_settings(source: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads settings; `TrainConfig.from_dict` checks them.
+
+    Args:
+        source: A TOML file, or the name of a shipped configuration. A file may begin with
+            `extends = "name"` and then only holds what differs.
+
+    Returns:
+        Nested plain values.
+
+    Raises:
+        ConfigError: No such file or name, or not TOML.
+    """
+    return _read(os.fspath(source), seen=())
+
+
+def override(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Settings with changes on top.
+
+    Args:
+        values: Nested plain values.
+        overrides: `section.setting=value` each; the value is TOML, and a bare word is a string.
+
+    Returns:
+        Nested plain values.
+
+    Raises:
+        ConfigError: A malformed change.
+    """
+    for change in overrides:
+        path, sign, text = change.partition("=")
+        names = path.strip().split(".")
+        if not sign or not all(names):
+            raise ConfigError(f"--set {change!r}: wanted section.setting=value, such as train.steps=100.")
+        nested: Any = _value(text.strip())
+        for name in reversed(names):
+            nested = {name: nested}
+        values = extend(values, nested)
+    return dict(values)
+
+
+def settings_for(
+    config: str | os.PathLike[str] | None = None,
+    *,
+    text: str | os.PathLike[str] | None = None,
+    series: str | os.PathLike[str] | None = None,
+    task: str | None = None,
+    overrides: Iterable[str] = (),
+) -> dict[str, Any]:
+    """Settings for data or a task, on top of a configuration or of the one that is shipped for it.
+
+    Args:
+        config: A TOML file, or the name of a shipped configuration.
+        text: A text file, or a folder of them.
+        series: A CSV file, or a folder of them.
+        task: The name of a task.
+        overrides: `section.setting=value` each.
+
+    Returns:
+        Nested plain values for `TrainConfig.from_dict`.
+
+    Raises:
+        ConfigError: Nothing was named, or more than one of text, series and task.
+    """
+    named = {"text": text, "series": series, "task": task}
+    chosen = [name for name, value in named.items() if value is not None]
+    if len(chosen) > 1:
+        raise ConfigError(f"settings: {' and '.join(chosen)} were given; wanted one of text, series and task.")
+    if task is not None and task not in TASKS:
+        near = difflib.get_close_matches(task, TASKS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"wanted one of {', '.join(TASKS)}."
+        raise ConfigError(f"settings: unknown task {task!r}; {hint}")
+    if config is None:
+        if not chosen:
+            raise ConfigError("settings: nothing to train on; give a configuration, or one of text, series and task.")
+        config = _CONFIG_OF_TASK[task] if task is not None else chosen[0]
+    values = load_settings(config)
+    if task is not None:
+        is_same = isinstance(values.get("task"), Mapping) and values["task"].get("name") == task
+        others = () if is_same else ("data", "evaluate")
+        values = extend({name: table for name, table in values.items() if name not in others}, {"task": {"name": task}})
+    for kind, path in (("text", text), ("series", series)):
+        if path is not None:
+            data = {name: value for name, value in values.pop("data", {}).items() if name not in ("text", "series")}
+            values = {name: table for name, table in values.items() if name not in ("task", "evaluate")}
+            values["data"] = {**data, kind: os.fspath(path)}
+    return override(values, overrides)
+
+
+_CONFIG_OF_TASK = {
+    "copy": "copy",
+    "mqar": "mqar",
+    "mqar-rebound": "rebound",
+    "multi-hop": "hop2",
+    "distance": "distance",
+    "drift": "drift",
+}
+
+
+def extend(base: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the settings of `extra` on top, section by section; another task starts from its defaults."""
+    merged = dict(base)
+    for name, value in extra.items():
+        below = merged.get(name)
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            is_other_task = name == "task" and value.get("name", below.get("name")) != below.get("name")
+            value = value if is_other_task else extend(below, value)
+        merged[name] = value
+    return merged
+
+
+def differences(first: Mapping[str, Any], second: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of the settings in which two nested tables differ."""
+    names = []
+    for name in {**first, **second}:
+        one, other = first.get(name), second.get(name)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            names += differences(one, other, f"{prefix}{name}.")
+        elif one != other:
+            names.append(f"{prefix}{name}")
+    return names
+
+
+def to_toml(values: Mapping[str, Any], prefix: str = "") -> str:
+    """Writes nested plain values as TOML."""
+    lines = [f"{_key(name)} = {_literal(value)}" for name, value in values.items() if not isinstance(value, Mapping)]
+    text = "\n".join(lines) + "\n" if lines else ""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            body = to_toml(value, f"{prefix}{_key(name)}.")
+            header = "" if body.startswith("[") else f"[{prefix}{_key(name)}]\n"
+            text += ("\n" if text else "") + header + body
+    return text
+
+
+def _read(source: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    path = Path(source)
+    if not path.is_file():
+        if source not in shipped_configs():
+            near = difflib.get_close_matches(source, shipped_configs(), n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"shipped are {', '.join(shipped_configs())}."
+            raise ConfigError(f"settings: {source!r} is neither a file nor a shipped configuration; {hint}")
+        path = Path(str(resources.files("ssmn.training") / "configs" / f"{source}.toml"))
+    if str(path) in seen:
+        raise ConfigError(f"settings: {path} extends itself.")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"settings: {path} is not a TOML file ({error}).") from error
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    beside = path.parent / str(base)
+    return extend(_read(str(beside) if beside.is_file() else str(base), (*seen, str(path))), values)
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _section(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"settings: {name}={value!r}; wanted a section [{name}].")
+    return dict(value)
+
+
+def _refuse_unknown(where: str, values: Mapping[str, Any], known: list[str]) -> None:
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}."
+            raise ConfigError(f"{where}: unknown setting {key!r}; {hint}")
+
+
+def _build(cls: type[T], where: str, values: Mapping[str, Any]) -> T:
+    hints = typing.get_type_hints(cls)
+    known = [setting.name for setting in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    _refuse_unknown(where, values, known)
+    return cls(**{name: _convert(f"{where}: {name}", value, hints[name]) for name, value in values.items()})
+
+
+def _convert(where: str, value: Any, hint: Any) -> Any:
+    """The value as the annotated type; TOML integers serve as numbers and arrays as tuples."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return _convert(where, value, next(kind for kind in arguments if kind is not types.NoneType))
+    if origin is Literal:
+        if value not in arguments:
+            raise ConfigError(f"{where}={value!r}; wanted one of {', '.join(map(str, arguments))}.")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)) or len(value) != len(arguments):
+            raise ConfigError(f"{where}={value!r}; wanted {len(arguments)} values in [ ].")
+        return tuple(_convert(where, item, kind) for item, kind in zip(value, arguments, strict=True))
+    if origin is not None:
+        return _section(where, value)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is float and is_number and math.isfinite(value):
+        return float(value)
+    wanted = {int: "an integer", float: "a finite number", bool: "true or false", str: "a string"}[hint]
+    if hint is float or not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise ConfigError(f"{where}={value!r}; wanted {wanted}.")
+    return value
+
+
+def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_none(value) if isinstance(value, Mapping) else value
+        for name, value in values.items()
+        if value is not None
+    }
+
+
+def _key(name: str) -> str:
+    is_bare = name.isascii() and name.replace("-", "").replace("_", "").isalnum()
+    return name if is_bare else json.dumps(name, ensure_ascii=False)
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(_literal(item) for item in value)}]"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (str, bool)) else repr(value)

@@ -1,0 +1,316 @@
+"""Synthetic tasks that show what the memory can do; every batch is a pure function of seed and step.
+
+Recall tasks write facts as adjacent tokens, `key value key value ...`, and ask with a key alone: the
+model must say the value at the position of the asked key. With a window too short to reach the facts
+only the memory knows the answer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssmn.errors import ConfigError
+
+Split = Literal["train", "test"]
+Filler = Literal["noise", "pairs", "mixed"]
+
+_RESERVED = 8
+"""Tokens kept for punctuation: 0 separates facts and starts a question; the others are spare."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One step's worth of data.
+
+    Attributes:
+        inputs: Tokens `[B, T]` (int64) or vectors `[B, T, I]` (float32).
+        targets: What to predict at each position: tokens `[B, T]` or vectors `[B, T, O]`.
+        mask: Positions that count in the loss, bool `[B, T]`; None = all.
+        source: Where the data is from, for error messages.
+        fresh: Whether this batch starts new streams (False = it continues the batch before).
+        target_bytes: Bytes that the counted targets stand for, when they are text.
+        elapsed: Steps since the last hidden change `[B, T]`, for tasks that switch.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    mask: Tensor | None
+    source: str
+    fresh: bool = True
+    target_bytes: int | None = None
+    elapsed: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(ABC):
+    """A generator of batches with its own settings."""
+
+    name: ClassVar[str]
+    measure: ClassVar[str] = "accuracy"
+    """The figure that evaluation reports first."""
+
+    def __post_init__(self) -> None:
+        for setting in dataclasses.fields(self):
+            value = getattr(self, setting.name)
+            least = 0 if setting.name in _MAY_BE_ZERO else 1
+            if isinstance(value, int) and value < least:
+                raise self._refusal(setting.name, f"at least {least}")
+
+    def _refusal(self, setting: str, wanted: str) -> ConfigError:
+        return ConfigError(f"task {self.name}: {setting}={getattr(self, setting)!r}; wanted {wanted}.")
+
+    @abstractmethod
+    def model_settings(self) -> dict[str, Any]:
+        """The settings of the model's configuration that follow from the task."""
+
+    @abstractmethod
+    def _draw(self, generator: torch.Generator, batch_size: int, split: Split) -> Batch:
+        """Draws one batch."""
+
+    def batch(self, step: int, *, batch_size: int, seed: int = 0, split: Split = "train") -> Batch:
+        """The batch of a step; the same arguments give the same batch.
+
+        Args:
+            step: Which batch, from 0.
+            batch_size: Rows.
+            seed: Which series of batches.
+            split: `test` batches are never among the `train` ones.
+
+        Returns:
+            The batch.
+        """
+        entropy = np.random.SeedSequence((seed, ("train", "test").index(split), step)).generate_state(2)
+        generator = torch.Generator().manual_seed(int(entropy[0]) << 31 ^ int(entropy[1]))
+        return self._draw(generator, batch_size, split)
+
+    @property
+    def source(self) -> str:
+        """What error messages call the data."""
+        return f"task {self.name}"
+
+
+_MAY_BE_ZERO = {"rebinds", "distance"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TokenTask(Task):
+    vocab_size: int = 1032
+    """Tokens, 8 of them punctuation."""
+
+    def model_settings(self) -> dict[str, Any]:
+        return {"kind": "text", "vocab_size": self.vocab_size}
+
+    def _pools(self, *shares: int) -> list[range]:
+        """Cuts the symbols into ranges in proportion to `shares`."""
+        symbols, total = self.vocab_size - _RESERVED, sum(shares)
+        edges = [_RESERVED + symbols * sum(shares[:i]) // total for i in range(len(shares) + 1)]
+        return [range(low, high) for low, high in itertools.pairwise(edges)]
+
+    def _need_symbols(self, setting: str, pool: range) -> None:
+        if getattr(self, setting) > len(pool):
+            raise self._refusal(setting, f"at most {len(pool)} with vocab_size={self.vocab_size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copy(_TokenTask):
+    """Says a sequence of distinct tokens again: `; a b c ; a b c`."""
+
+    name: ClassVar[str] = "copy"
+
+    length: int = 32
+    """Tokens to remember."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._need_symbols("length", self._pools(1)[0])
+
+    def _draw(self, generator: torch.Generator, batch_size: int, split: Split) -> Batch:
+        sequence = _distinct(generator, batch_size, self.length, self._pools(1)[0])
+        separator = torch.zeros(batch_size, 1, dtype=torch.int64)
+        once = torch.cat((separator, sequence), 1)
+        row = torch.cat((once, once, separator), 1)
+        mask = torch.zeros(batch_size, row.shape[1] - 1, dtype=torch.bool)
+        mask[:, self.length + 1 : -1] = True
+        return Batch(row[:, :-1], row[:, 1:], mask, self.source)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiQueryRecall(_TokenTask):
+    """Multi-query associative recall: `key value key value ...`, then every key is asked once.
+
+    With `rebinds`, every key is bound again that many times to other values, in random order, and
+    the newest value is the answer.
+    """
+
+    name: ClassVar[str] = "mqar"
+
+    pairs: int = 32
+    """Distinct keys."""
+    rebinds: int = 0
+    """How many times every key gets a new value."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._need_symbols("pairs", self._pools(1, 1)[0])
+
+    def _draw(self, generator: torch.Generator, batch_size: int, split: Split) -> Batch:
+        key_pool, value_pool = self._pools(1, 1)
+        keys = _distinct(generator, batch_size, self.pairs, key_pool)
+        rounds = self.rebinds + 1
+        # Each round binds every key once, in an order of its own.
+        order = torch.rand(batch_size, rounds, self.pairs, generator=generator).argsort(2)
+        bound_keys = keys.unsqueeze(1).expand(-1, rounds, -1).gather(2, order)
+        values = torch.randint(value_pool.start, value_pool.stop, order.shape, generator=generator)
+        newest = torch.empty_like(keys).scatter_(1, order[:, -1], values[:, -1])
+        facts = torch.stack((bound_keys, values), -1).flatten(1)
+        asked = torch.rand(batch_size, self.pairs, generator=generator).argsort(1)
+        return _questions(facts, keys.gather(1, asked), newest.gather(1, asked), self.source)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReboundRecall(MultiQueryRecall):
+    """Multi-query recall whose keys are bound again: the newest value wins."""
+
+    name: ClassVar[str] = "mqar-rebound"
+
+    rebinds: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiHopRecall(_TokenTask):
+    """Facts `; a b` and `; b c` in any order; asked `; a`, the answer is c, `hops` facts away."""
+
+    name: ClassVar[str] = "multi-hop"
+
+    hops: int = 2
+    """Facts between a question and its answer."""
+    chains: int = 12
+    """Chains of facts; each is asked once."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.chains * (self.hops + 1) > self.vocab_size - _RESERVED:
+            raise self._refusal("chains", f"chains * (hops + 1) symbols within vocab_size={self.vocab_size}")
+
+    def _draw(self, generator: torch.Generator, batch_size: int, split: Split) -> Batch:
+        links = self.hops + 1
+        chain = _distinct(generator, batch_size, self.chains * links, self._pools(1)[0])
+        chain = chain.view(batch_size, self.chains, links)
+        facts = torch.stack((torch.zeros_like(chain[..., 1:]), chain[..., :-1], chain[..., 1:]), -1).flatten(1, 2)
+        order = torch.rand(facts.shape[:2], generator=generator).argsort(1)
+        facts = facts.gather(1, order.unsqueeze(-1).expand_as(facts)).flatten(1)
+        return _questions(facts, chain[..., 0], chain[..., -1], self.source, separated=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecallAtDistance(_TokenTask):
+    """Pairs, then a long stretch that is never asked about, then the questions.
+
+    The stretch is noise tokens, or hard distractors: further `key value` facts with the same values
+    and with keys of a pool that is never asked. Training draws the stretch's length up to
+    `distance`, and a test has it exactly.
+    """
+
+    name: ClassVar[str] = "distance"
+
+    pairs: int = 8
+    """Facts to remember."""
+    distance: int = 512
+    """Tokens between the facts and the questions."""
+    filler: Filler = "noise"
+    """`noise`, `pairs` (hard distractors), or `mixed` (each row one of the two)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._need_symbols("pairs", self._pools(1, 1, 1, 1)[0])
+
+    def _draw(self, generator: torch.Generator, batch_size: int, split: Split) -> Batch:
+        key_pool, value_pool, other_keys, noise_pool = self._pools(1, 1, 1, 1)
+        keys = _distinct(generator, batch_size, self.pairs, key_pool)
+        values = _any(generator, (batch_size, self.pairs), value_pool)
+        length = self.distance
+        if split == "train":
+            length = int(torch.randint(0, self.distance + 1, (), generator=generator))
+        distractors = _any(generator, (batch_size, length), other_keys)
+        distractors[:, 1::2] = _any(generator, distractors[:, 1::2].shape, value_pool)
+        noise = _any(generator, (batch_size, length), noise_pool)
+        hard = {"noise": 0.0, "pairs": 1.0, "mixed": 0.5}[self.filler]
+        is_hard = torch.rand(batch_size, 1, generator=generator) < hard
+        facts = torch.stack((keys, values), -1).flatten(1)
+        facts = torch.cat((facts, torch.where(is_hard, distractors, noise)), 1)
+        asked = torch.rand(batch_size, self.pairs, generator=generator).argsort(1)
+        return _questions(facts, keys.gather(1, asked), values.gather(1, asked), self.source)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DriftingSystem(Task):
+    """A linear system x_{t+1} = A x_t whose rotation A is replaced at random times; predict x_{t+1}.
+
+    A rotation keeps the length of x, here 1 per component on average, so 1.0 is the squared error
+    of a model that knows nothing, and a model that re-learns A at once goes towards 0.
+    """
+
+    name: ClassVar[str] = "drift"
+    measure: ClassVar[str] = "error_64+"
+
+    dim: int = 8
+    """Components of the system."""
+    length: int = 384
+    """Steps per row."""
+    switch_after: int = 128
+    """Mean steps between two switches; the gaps are uniform within half and one and a half of it."""
+
+    def model_settings(self) -> dict[str, Any]:
+        return {"kind": "standard", "input_dim": self.dim, "output_dim": self.dim}
+
+    def _draw(self, generator: torch.Generator, batch_size: int, split: Split) -> Batch:
+        low, high = max(1, self.switch_after // 2), self.switch_after + self.switch_after // 2
+        count = self.length // low + 2
+        gaps = torch.randint(low, high + 1, (batch_size, count), generator=generator)
+        switches = torch.cat((torch.zeros(batch_size, 1, dtype=torch.int64), gaps.cumsum(1)), 1)
+        time = torch.arange(self.length).expand(batch_size, -1).contiguous()
+        regime = torch.searchsorted(switches, time, right=True) - 1
+        elapsed = time - switches.gather(1, regime)
+        square = torch.randn(batch_size, count + 1, self.dim, self.dim, generator=generator, dtype=torch.float64)
+        rotations = torch.linalg.qr(square).Q
+        x = torch.randn(batch_size, self.dim, generator=generator, dtype=torch.float64)
+        x = x * self.dim**0.5 / x.norm(dim=1, keepdim=True)
+        row, rows = [x], torch.arange(batch_size)
+        for step in range(self.length):
+            row.append(torch.einsum("bij,bj->bi", rotations[rows, regime[:, step]], row[-1]))
+        path = torch.stack(row, 1).float()
+        return Batch(path[:, :-1], path[:, 1:], None, self.source, elapsed=elapsed)
+
+
+TASKS: dict[str, type[Task]] = {
+    task.name: task
+    for task in (Copy, MultiQueryRecall, ReboundRecall, MultiHopRecall, RecallAtDistance, DriftingSystem)
+}
+"""Every task by the name that `ssmn train --task` takes."""
+
+
+def _any(generator: torch.Generator, shape: tuple[int, ...] | torch.Size, pool: range) -> Tensor:
+    return torch.randint(pool.start, pool.stop, shape, generator=generator)
+
+
+def _distinct(generator: torch.Generator, rows: int, count: int, pool: range) -> Tensor:
+    """`count` different symbols of the pool per row, in random order."""
+    return pool.start + torch.rand(rows, len(pool), generator=generator).argsort(1)[:, :count]
+
+
+def _questions(facts: Tensor, asked: Tensor, answers: Tensor, source: str, separated: bool = False) -> Batch:
+    """Appends the questions; the answers are targets only, never inputs."""
+    if separated:
+        asked = torch.stack((torch.zeros_like(asked), asked), -1).flatten(1)
+        answers = torch.stack((torch.zeros_like(answers), answers), -1).flatten(1)
+    inputs = torch.cat((facts, asked), 1)
+    targets = torch.cat((torch.zeros_like(facts), answers), 1)
+    return Batch(inputs, targets, targets > 0, source)

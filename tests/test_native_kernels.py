@@ -1,0 +1,357 @@
+"""The compiled kernels against loops over time in float64, written here from the definitions."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import ssmn
+from ssmn import native
+from ssmn.ops import native as kernels
+
+pytestmark = pytest.mark.skipif(not native.status().available, reason=native.status().reason)
+
+GO_ON, FRESH = -1, -2
+B, H, K, V = 2, 3, 12, 20
+LENGTHS = (0, 1, 5, native.CHUNK - 1, native.CHUNK, native.CHUNK + 1, 2 * native.CHUNK + 37)
+
+
+def naive_memory(inputs, tables):
+    """S_t = a_t (S_{t−1} − e_t k_t k_tᵀ S_{t−1}) + w_t k_t v_tᵀ; o_t = S_tᵀ q_t."""
+    q, k, v, write, erase, log_keep, initial_state = inputs
+    begin, end = tables
+    rows, steps, heads, _ = k.shape
+    finals = list(initial_state)
+    outputs, boundaries = [], []
+    for b in range(rows):
+        state = initial_state.new_zeros(heads, k.shape[3], v.shape[3])
+        for t in range(steps):
+            if t % native.CHUNK == 0:
+                boundaries.append(state)
+            source = int(begin[b, t])
+            if source != GO_ON:
+                state = initial_state[source] if source >= 0 else torch.zeros_like(state)
+            key = k[b, t]
+            if erase is not None:
+                recalled = torch.einsum("hk,hkv->hv", key, state)
+                state = state - torch.einsum("h,hk,hv->hkv", erase[b, t], key, recalled)
+            state = log_keep[b, t].exp()[:, None, None] * state
+            state = state + torch.einsum("h,hk,hv->hkv", write[b, t], key, v[b, t])
+            outputs.append(torch.einsum("hk,hkv->hv", q[b, t], state))
+            if int(end[b, t]) >= 0:
+                finals[int(end[b, t])] = state
+    chunks = -(-steps // native.CHUNK)
+    o = torch.stack(outputs).reshape(v.shape) if outputs else v
+    states = torch.stack(boundaries) if boundaries else initial_state.new_zeros(0, *initial_state.shape[1:])
+    return o, states.reshape(rows, chunks, *initial_state.shape[1:]), torch.stack(finals) if finals else initial_state
+
+
+def native_memory(inputs, tables):
+    q, k, v, write, erase, log_keep, initial_state = inputs
+    begin, end = tables
+    u, chunk_states, final_state = kernels.write(k, v, write, erase, log_keep, begin, end, initial_state)
+    o = kernels.read(q, k, u, log_keep, begin, initial_state, chunk_states)
+    return o, chunk_states, final_state
+
+
+def naive_attention(q, k, v, lo, hi, sinks, scale):
+    group = q.shape[2] // k.shape[2]
+    k, v = k.repeat_interleave(group, 2), v.repeat_interleave(group, 2)
+    keys = torch.arange(k.shape[1])
+    seen = (keys >= lo[..., None]) & (keys < hi[..., None])
+    scores = torch.einsum("bthd,bjhd->btjh", q, k) * scale
+    weights = torch.where(seen[..., None], scores, -torch.inf).exp()
+    denominator = weights.sum(2) + (0.0 if sinks is None else sinks.exp())
+    o = torch.einsum("btjh,bjhd->bthd", weights, v)
+    return torch.where(denominator[..., None] > 0, o / denominator.clamp_min(1e-300)[..., None], 0.0)
+
+
+def memory_inputs(steps: int, streams: int, *, erases: bool, seed: int = 0, rows: int = B) -> list[Any]:
+    rng = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=rng, dtype=torch.float64)
+
+    keys = torch.nn.functional.normalize(normal(rows, steps, H, K), dim=-1)
+    write, erase = normal(rows, steps, H).sigmoid(), normal(rows, steps, H).sigmoid()
+    log_keep = -normal(rows, steps, H).exp() * 0.1
+    initial = normal(streams, H, K, V)
+    return [
+        normal(rows, steps, H, K),
+        keys,
+        normal(rows, steps, H, V),
+        write,
+        erase if erases else None,
+        log_keep,
+        initial,
+    ]
+
+
+def plain_tables(rows: int, steps: int) -> tuple[Tensor, Tensor]:
+    begin = torch.full((rows, steps), GO_ON, dtype=torch.int32)
+    end = begin.clone()
+    if steps:
+        begin[:, 0] = end[:, -1] = torch.arange(rows, dtype=torch.int32)
+    return begin, end
+
+
+def packed_tables(lengths: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    begin = torch.full((1, sum(lengths)), GO_ON, dtype=torch.int32)
+    end, first = begin.clone(), 0
+    for n, length in enumerate(lengths):
+        if length:
+            begin[0, first], end[0, first + length - 1] = n, n
+        first += length
+    return begin, end
+
+
+def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+    assert actual.dtype == torch.float32
+    assert actual.shape == expected.shape
+    assert torch.isfinite(actual).all()  # conftest poisons torch.empty, so this also finds elements left unwritten
+    if expected.numel():
+        assert (actual - expected).abs().max() <= tolerance * max(1.0, float(expected.abs().max()))
+
+
+def as_leaves(tensors, dtype) -> list[Any]:
+    return [None if x is None else x.to(dtype).requires_grad_() for x in tensors]
+
+
+def compare(fast, slow, inputs) -> None:
+    """Outputs, and gradients of every floating input under random cotangents on every output."""
+    fast_inputs, slow_inputs = as_leaves(inputs, torch.float32), as_leaves(inputs, torch.float64)
+    fast_outputs, slow_outputs = fast(fast_inputs), slow(slow_inputs)
+    rng = torch.Generator().manual_seed(99)
+    cotangents = [torch.randn(y.shape, generator=rng, dtype=torch.float64) for y in slow_outputs]
+    for actual, expected in zip(fast_outputs, slow_outputs, strict=True):
+        close(actual.detach(), expected.detach())
+    pairs = [(x, y) for x, y in zip(fast_inputs, slow_inputs, strict=True) if x is not None]
+    total = sum((y * c).sum() for y, c in zip(slow_outputs, cotangents, strict=True))
+    expected = torch.autograd.grad(total, [y for _, y in pairs], materialize_grads=True)
+    total = sum((y * c.float()).sum() for y, c in zip(fast_outputs, cotangents, strict=True))
+    actual = torch.autograd.grad(total, [x for x, _ in pairs], materialize_grads=True)
+    for one, other in zip(actual, expected, strict=True):
+        close(one, other)
+
+
+def compare_memory(inputs, tables) -> None:
+    compare(lambda x: native_memory(x, tables), lambda x: naive_memory(x, tables), inputs)
+
+
+@pytest.mark.parametrize("erases", [True, False], ids=["erase", "no-erase"])
+@pytest.mark.parametrize("steps", LENGTHS)
+def test_memory_and_gradients(steps, erases):
+    compare_memory(memory_inputs(steps, B, erases=erases), plain_tables(B, steps))
+
+
+@pytest.mark.parametrize("erases", [True, False], ids=["erase", "no-erase"])
+def test_packing_with_initial_states(erases):
+    C = native.CHUNK
+    lengths = (0, 1, C - 1, 7, C + 1, 0, C, 30, 0)
+    inputs = memory_inputs(sum(lengths), len(lengths), erases=erases, rows=1)
+    compare_memory(inputs, packed_tables(lengths))
+
+
+def test_resets_and_early_ends_inside_a_chunk():
+    steps = native.CHUNK + 30
+    begin, end = plain_tables(B, steps)
+    begin[0, 5] = begin[0, 6] = begin[1, 40] = begin[1, native.CHUNK] = FRESH
+    begin[1, 70] = 3
+    end[1, 20], end[1, 69], end[1, -1] = 2, 1, 4  # stream 2 is also read in passing: its row goes on
+    compare_memory(memory_inputs(steps, 5, erases=True), (begin, end))
+
+
+def test_rows_without_a_beginning_start_from_zeros():
+    begin, end = plain_tables(B, 70)
+    begin[0, 0] = GO_ON
+    compare_memory(memory_inputs(70, B, erases=True), (begin, end))
+
+
+def test_no_streams_and_no_rows():
+    compare_memory(memory_inputs(9, 0, erases=True), (torch.full((B, 9), GO_ON, dtype=torch.int32),) * 2)
+    compare_memory(memory_inputs(9, 0, erases=True, rows=0), plain_tables(0, 9))
+
+
+def test_a_closed_step_changes_nothing_and_a_stream_of_them_is_bit_identical():
+    q, k, v, *gates, initial = (x.float() for x in memory_inputs(150, B, erases=True))
+    closed = [torch.zeros_like(x) for x in gates]
+    o, _, final = native_memory([q, k, v, *closed, initial], plain_tables(B, 150))
+    assert torch.equal(final, initial)
+    close(o, torch.einsum("bthk,bhkv->bthv", q.double(), initial.double()))
+
+
+@pytest.mark.parametrize("steps", [native.CHUNK, 2 * native.CHUNK])
+def test_constant_keys_stay_accurate(steps):
+    q, k, v, write, _, log_keep, initial = memory_inputs(steps, B, erases=True)
+    k = k[:, :1].expand(-1, steps, -1, -1)
+    strong = torch.full_like(write, 0.95)
+    inputs = [q, k, v, strong, strong, torch.zeros_like(log_keep), initial]
+    tables = plain_tables(B, steps)
+    expected = naive_memory(inputs, tables)
+    actual = native_memory([x.float() for x in inputs], tables)
+    for one, other in zip(actual, expected, strict=True):
+        close(one, other, 1e-4)
+
+
+def test_strong_decay_neither_overflows_nor_loses_the_near_steps():
+    q, k, v, write, erase, log_keep, initial = memory_inputs(100, B, erases=True)
+    log_keep[:, 10:40] = -500.0
+    log_keep[:, 40:] = -1e-3
+    compare_memory([q, k, v, write, erase, log_keep, initial], plain_tables(B, 100))
+
+
+@pytest.mark.parametrize("sinks", [True, False], ids=["sinks", "no-sinks"])
+@pytest.mark.parametrize("steps", [0, 1, 33, 150])
+@pytest.mark.parametrize("heads", [(6, 3), (4, 1), (5, 5)], ids=str)
+def test_attention_and_gradients(heads, steps, sinks):
+    rng = torch.Generator().manual_seed(1)
+    rows, before, window, width = 2, 17, 70, 10
+    shapes = [(rows, steps, heads[0], width), *[(rows, before + steps, heads[1], width)] * 2]
+    inputs = [torch.randn(shape, generator=rng, dtype=torch.float64) for shape in shapes]
+    logits = torch.randn(heads[0], generator=rng, dtype=torch.float64) if sinks else None
+    hi = (torch.arange(steps) + before + 1).repeat(rows, 1)
+    lo = (hi - window).clamp_min(torch.tensor([[0], [11]]))
+    if steps > 5:
+        lo[0, 3:5] = hi[0, 3:5] = 0
+        lo[1, 3] = hi[1, 3]
+        lo[0, steps // 2 :] = lo[0, steps // 2 :].clamp_min(before + steps // 2)
+
+    def run(function, inputs):
+        q, k, v, sinks = inputs
+        return (function(q, k, v, lo.int(), hi.int(), sinks, 0.3),)
+
+    compare(lambda x: run(kernels.attend, x), lambda x: run(naive_attention, x), [*inputs, logits])
+
+
+def test_log_sum_exp_is_differentiable_too():
+    rng = torch.Generator().manual_seed(2)
+    q, k, v = (torch.randn(2, 40, heads, 10, generator=rng, dtype=torch.float64) for heads in (6, 3, 3))
+    lo = torch.zeros(2, 40, dtype=torch.int32)
+    hi = (torch.arange(40, dtype=torch.int32) + 1).repeat(2, 1)
+
+    def slow(inputs):
+        q, k, v = inputs
+        scores = torch.einsum("bthd,bjhd->bthj", q, k.repeat_interleave(2, 2)) * 0.3
+        unseen = torch.ones(40, 40, dtype=torch.bool).triu(1)[:, None]
+        return naive_attention(q, k, v, lo, hi, None, 0.3), scores.masked_fill(unseen, -torch.inf).logsumexp(-1)
+
+    compare(lambda x: torch.ops.ssmn.banded_attention(*x, lo, hi, None, 0.3), slow, [q, k, v])
+
+
+def test_large_scores_do_not_overflow():
+    q, k, v = torch.full((1, 3, 2, 4), 60.0), torch.full((1, 3, 2, 4), 60.0), torch.randn(1, 3, 2, 4)
+    k[:, 1] = -60.0
+    lo, hi = torch.zeros(1, 3, dtype=torch.int32), torch.full((1, 3), 3, dtype=torch.int32)
+    expected = torch.stack([v[:, 0], v[:, 2]]).mean(0, dtype=torch.float64)
+    close(kernels.attend(q, k, v, lo, hi, None, 1.0), expected.unsqueeze(1).expand(-1, 3, -1, -1))
+
+
+def strided(tensor: Tensor) -> Tensor:
+    """The same values in every second element of storage, off any vector's alignment."""
+    storage = tensor.new_full((2 * tensor.numel() + 1,), torch.nan)
+    view = storage[1::2].view(tensor.shape)
+    view.copy_(tensor)
+    return view
+
+
+def test_strided_and_half_precision_inputs():
+    inputs = [x.float() for x in memory_inputs(77, B, erases=True)]
+    tables = plain_tables(B, 77)
+    plain = native_memory(inputs, tables)
+    apart = native_memory([strided(x) for x in inputs], tables)
+    assert all(map(torch.equal, plain, apart))
+    for dtype in (torch.bfloat16, torch.float16):
+        rounded = [x.to(dtype) for x in inputs]
+        expected = native_memory([x.float() for x in rounded], tables)
+        assert all(map(torch.equal, native_memory(rounded, tables), expected))
+    q, k, v = torch.randn(3, 2, 50, 3, 8)
+    lo, hi = torch.zeros(2, 50, dtype=torch.int32), torch.full((2, 50), 50, dtype=torch.int32)
+    apart = kernels.attend(strided(q), strided(k), strided(v), lo, hi, None, 0.3)
+    assert torch.equal(kernels.attend(q, k, v, lo, hi, None, 0.3), apart)
+
+
+def test_results_depend_neither_on_the_run_nor_on_the_threads():
+    def results():
+        inputs = as_leaves(memory_inputs(150, B, erases=True), torch.float32)
+        o, _, final = native_memory(inputs, plain_tables(B, 150))
+        hi = (torch.arange(150, dtype=torch.int32) + 1).repeat(B, 1)
+        attended = kernels.attend(inputs[0], inputs[1], inputs[1], (hi - 90).clamp_min(0), hi, None, 0.3)
+        total = (o**2).sum() + (final**2).sum() + (attended**2).sum()
+        return [o, final, attended, *torch.autograd.grad(total, inputs)]
+
+    threads = torch.get_num_threads()
+    first = results()
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            assert all(map(torch.equal, first, results()))
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("erases", [True, False], ids=["erase", "no-erase"])
+@pytest.mark.parametrize("steps", [0, 70])
+def test_opcheck_memory(steps, erases):
+    q, *rest = as_leaves(memory_inputs(steps, B, erases=erases), torch.float32)
+    k, v, write, erase, log_keep, initial = rest
+    begin, end = plain_tables(B, steps)
+    arguments = (k, v, write, erase, log_keep, begin, end, initial)
+    torch.library.opcheck(torch.ops.ssmn.memory_write.default, arguments)
+    u, chunk_states, final = (x.detach().requires_grad_() for x in torch.ops.ssmn.memory_write(*arguments))
+    arguments = (q, k, u, log_keep, begin, initial, chunk_states)
+    torch.library.opcheck(torch.ops.ssmn.memory_read.default, arguments)
+    detached = [
+        None if x is None else x.detach() for x in (k, v, write, erase, log_keep, begin, end, initial, u, chunk_states)
+    ]
+    for cotangents in ((u, chunk_states, final), (u, None, None)):
+        cotangents = [None if x is None else x.detach() for x in cotangents]
+        torch.library.opcheck(torch.ops.ssmn.memory_write_backward.default, (*detached, *cotangents))
+    torch.library.opcheck(torch.ops.ssmn.memory_read_backward.default, tuple(x.detach() for x in (*arguments, u)))
+
+
+@pytest.mark.parametrize("sinks", [True, False], ids=["sinks", "no-sinks"])
+def test_opcheck_attention(sinks):
+    q = torch.randn(2, 40, 6, 10, requires_grad=True)
+    k, v = (torch.randn(2, 45, 3, 10, requires_grad=True) for _ in range(2))
+    logits = torch.randn(6, requires_grad=True) if sinks else None
+    hi = (torch.arange(40, dtype=torch.int32) + 6).repeat(2, 1)
+    arguments = (q, k, v, (hi - 8).clamp_min(0), hi, logits, 0.3)
+    torch.library.opcheck(torch.ops.ssmn.banded_attention.default, arguments)
+    o, lse = torch.ops.ssmn.banded_attention(*arguments)
+    for d_lse in (None, lse):
+        everything = (*arguments, o, lse, o, d_lse)
+        detached = tuple(x.detach() if isinstance(x, Tensor) else x for x in everything)
+        torch.library.opcheck(torch.ops.ssmn.banded_attention_backward.default, detached)
+
+
+def test_refusals_name_the_reason(monkeypatch):
+    x = torch.zeros(1)
+    assert kernels.refusal(x, x.bfloat16()) is None
+    assert "float64" in (kernels.refusal(x, x.double()) or "")
+    assert "meta" in (kernels.refusal(x.to("meta")) or "")
+    monkeypatch.setattr(native, "status", lambda: native.NativeStatus(False, "no compiler"))
+    assert kernels.refusal(x) == "no compiler"
+
+
+def test_status_without_with_and_with_a_damaged_library(tmp_path):
+    status = native.status()
+    assert status.path is not None
+    assert status.version == ssmn.__version__
+    library, missing = native.load([tmp_path])
+    assert library is None
+    assert not missing.available
+    assert "C++17 compiler" in missing.reason
+    damaged = tmp_path / "_lib" / status.path.name
+    damaged.parent.mkdir()
+    damaged.write_bytes(b"not a library")
+    library, broken = native.load([tmp_path])
+    assert library is None
+    assert str(damaged) in broken.reason
+    assert "pip install" in broken.reason
+
+
+def test_without_a_library_calls_say_why(monkeypatch):
+    monkeypatch.setattr(native, "_loaded", lambda: (None, native.NativeStatus(False, "no compiler")))
+    with pytest.raises(ssmn.SSMNError, match="native: no compiler"):
+        native.library()
