@@ -23,7 +23,7 @@ def systems(batch: int, generator: torch.Generator) -> torch.Tensor:
     return torch.cat(halves, 1)
 
 
-def main(steps: int = 300) -> None:
+def main(steps: int = 150) -> None:
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)
     config = ssmn.SSMNConfig(
@@ -47,10 +47,10 @@ def main(steps: int = 300) -> None:
         learning, _ = model(x[:, :-1])
         frozen, _ = model(x[:, :-1], plasticity=ssmn.Plasticity(frozen=True))
     print("steps since the switch   memory on   frozen")
-    for first in (0, 4, 8, 16, 32):
-        window = slice(LENGTH + first, LENGTH + 2 * max(first, 2))
+    for first, last in ((0, 3), (4, 7), (8, 15), (16, 31), (32, 62)):
+        window = slice(LENGTH + first, LENGTH + last + 1)
         errors = [(y[:, window] - x[:, 1:][:, window]).square().mean().item() for y in (learning, frozen)]
-        print(f"{first:5d} and on              {errors[0]:9.3f}   {errors[1]:6.3f}")
+        print(f"{f'{first} to {last}':<22s}   {errors[0]:9.3f}   {errors[1]:6.3f}")
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ class Recogniser(nn.Module):
 
     def forward(self, x: torch.Tensor, state: PlasticState | None = None) -> tuple[torch.Tensor, PlasticState]:
         hidden = self.encode(x)
-        recalled, state = self.memory(hidden, state)
-        return self.decode(hidden + recalled), state
+        recalled, after = self.memory(hidden, state)
+        return self.decode(hidden + recalled), after
 
 
 def main() -> None:
@@ -36,10 +36,10 @@ def main() -> None:
     print("pieces equal the whole to", f"{(torch.cat(pieces, 1) - whole).abs().max().item():.1e}")
 
     # Truncated back-propagation: the state goes on, its history does not.
-    assert state is not None
+    _, state = model(x)
     y, state = model(torch.randn(2, 40, 6), state.detach())
-    y.square().mean().backward()
-    print("gradient reaches the key projection:", bool(model.memory.key.weight.grad.abs().sum() > 0))
+    (gradient,) = torch.autograd.grad(y.square().mean(), model.memory.key.weight)
+    print("gradient reaches the key projection:", bool(gradient.abs().sum() > 0))
 
     # The operation under the layer, on tensors of your own.
     q, k, v = torch.randn(3, 2, 40, 1, 8)
@@ -47,6 +47,7 @@ def main() -> None:
     o, memory = ssmn.ops.synaptic_memory(
         q, k, v, eta=torch.full((2, 40, 1), 0.5), log_decay=torch.full((2, 40, 1), -1e-3), output_final_state=True
     )
+    assert memory is not None  # asked for with output_final_state
     print("read", tuple(o.shape), "memory", tuple(memory.shape))
 
 

@@ -127,9 +127,9 @@ def compare(fast, slow, inputs) -> None:
     for actual, expected in zip(fast_outputs, slow_outputs, strict=True):
         close(actual.detach(), expected.detach())
     pairs = [(x, y) for x, y in zip(fast_inputs, slow_inputs, strict=True) if x is not None]
-    total = sum((y * c).sum() for y, c in zip(slow_outputs, cotangents, strict=True))
+    total = torch.stack([(y * c).sum() for y, c in zip(slow_outputs, cotangents, strict=True)]).sum()
     expected = torch.autograd.grad(total, [y for _, y in pairs], materialize_grads=True)
-    total = sum((y * c.float()).sum() for y, c in zip(fast_outputs, cotangents, strict=True))
+    total = torch.stack([(y * c.float()).sum() for y, c in zip(fast_outputs, cotangents, strict=True)]).sum()
     actual = torch.autograd.grad(total, [x for x, _ in pairs], materialize_grads=True)
     for one, other in zip(actual, expected, strict=True):
         close(one, other)

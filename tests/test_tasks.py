@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
@@ -116,9 +118,9 @@ def test_the_drifting_system_is_a_rotation_between_its_switches() -> None:
     torch.testing.assert_close(batch.inputs.square().mean(-1), torch.ones(2, 90))
     for inputs, targets, elapsed in zip(batch.inputs, batch.targets, batch.elapsed, strict=True):
         switches = [*(elapsed == 0).nonzero().flatten().tolist(), 90]
-        gaps = [later - now for now, later in zip(switches, switches[1:], strict=False)]
+        gaps = [later - now for now, later in itertools.pairwise(switches)]
         assert all(10 <= gap <= 30 for gap in gaps[:-1])
-        for begin, end in zip(switches, switches[1:], strict=False):
+        for begin, end in itertools.pairwise(switches):
             if end - begin > 8:
                 x, y = inputs[begin:end].double(), targets[begin:end].double()
                 a = torch.linalg.lstsq(x[:6], y[:6]).solution
@@ -142,5 +144,5 @@ def test_bad_settings_are_refused() -> None:
         make("distance", filler="sand")
     with pytest.raises(ConfigError, match="rebinds='two'; wanted an integer"):
         make("mqar-rebound", rebinds="two")
-    with pytest.raises(ConfigError, match="vocab_size=8; wanted"):
+    with pytest.raises(ConfigError, match="length=5; wanted at most 0 with vocab_size=8"):
         make("copy", vocab_size=8)

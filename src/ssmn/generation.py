@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,7 +27,7 @@ class LanguageModel(Protocol):
 
 def generate(
     lm: LanguageModel,
-    prompt_ids: Sequence[int] | Tensor,
+    prompt_ids: Sequence[int] | np.ndarray | Tensor,
     *,
     state: StreamState | None = None,
     max_new_tokens: int = 64,

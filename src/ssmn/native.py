@@ -21,7 +21,7 @@ CHUNK = 64
 """C, the steps between two stored states of the memory; the library must agree."""
 
 _FILE_NAME = {"win32": "ssmn.dll", "darwin": "libssmn.dylib"}.get(sys.platform, "libssmn.so")
-_REINSTALL = "pip install --force-reinstall --no-deps --no-cache-dir --no-binary sparse-stream sparse-stream"
+_REINSTALL = "reinstall from the source folder: pip install --force-reinstall --no-deps --no-cache-dir ."
 _OK, _OUT_OF_MEMORY = 0, 1
 
 
@@ -112,7 +112,7 @@ def load(package_folders: Iterable[Path]) -> tuple[ctypes.CDLL | None, NativeSta
     if path is None:
         reason = (
             f"no compiled library (_lib/{_FILE_NAME}) in the package: its C++ build failed or was skipped. "
-            f"Install a C++17 compiler, then reinstall: {_REINSTALL}"
+            f"Install a C++17 compiler, then {_REINSTALL}"
         )
         return None, NativeStatus(False, reason)
     try:
@@ -125,9 +125,9 @@ def load(package_folders: Iterable[Path]) -> tuple[ctypes.CDLL | None, NativeSta
             getattr(loaded, name).argtypes = argument_types
             getattr(loaded, name).restype = c_int32
     except (OSError, AttributeError) as error:
-        return None, NativeStatus(False, f"{path} cannot be loaded ({error}). Reinstall: {_REINSTALL}", path)
+        return None, NativeStatus(False, f"{path} cannot be loaded ({error}); {_REINSTALL}", path)
     if (version, chunk) != (ssmn.__version__, CHUNK):
-        reason = f"{path} is version {version}, but the package is {ssmn.__version__}. Reinstall: {_REINSTALL}"
+        reason = f"{path} is version {version}, but the package is {ssmn.__version__}; {_REINSTALL}"
         return None, NativeStatus(False, reason, path, version)
     instruction_set, compiler = loaded.ssmn_instruction_set().decode(), loaded.ssmn_compiler().decode()
     reason = f"version {version}, {instruction_set}, built with {compiler}"

@@ -12,7 +12,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -25,13 +25,11 @@ from ssmn.stream import Stream
 if TYPE_CHECKING:
     from ssmn.training.tokenizer import Tokenizer
 
-Unit = Literal["line", "byte"]
-
 T = TypeVar("T")
 
 READ_BYTES = 1 << 16
 """Bytes read at once; a longer line is taken in pieces of this size."""
-PIECE = 512
+PIECE = 1024
 """Steps that are gathered before the model takes them, if that many are there."""
 LONGEST_PIECE = 2 * PIECE
 """Steps that the model takes at once at most."""
@@ -91,7 +89,9 @@ class RowPrediction:
     """The model's outputs."""
 
 
-def token_bits(stream: Stream, tokens: np.ndarray | Sequence[int], *, plasticity: Plasticity | None = None) -> np.ndarray:
+def token_bits(
+    stream: Stream, tokens: np.ndarray | Sequence[int], *, plasticity: Plasticity | None = None
+) -> np.ndarray:
     """Surprise of tokens[1:], each predicted from all that came before it.
 
     The last token is predicted and not yet read, so the next call begins with it.
@@ -127,7 +127,7 @@ def surprise_bits(logits: Tensor, targets: Tensor) -> Tensor:
     return nats.view(targets.shape) / math.log(2.0)
 
 
-class _Lines(Iterator[bytes]):
+class _Lines:
     """Lines of a byte source, and how many of them are there without waiting."""
 
     def __init__(self, source: ByteSource) -> None:
@@ -140,6 +140,9 @@ class _Lines(Iterator[bytes]):
     def waiting(self) -> bool:
         """Whether the next line would have to be waited for."""
         return not self._ready
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
 
     def __next__(self) -> bytes:
         while not self._ready:
@@ -155,10 +158,10 @@ class _Lines(Iterator[bytes]):
         return self._ready.popleft()
 
 
-def text_surprise(
-    stream: Stream, tokenizer: Tokenizer, source: ByteSource, *, unit: Unit = "line", plasticity: Plasticity | None = None
-) -> Iterator[LineSurprise | ByteSurprise]:
-    """How surprising each line or byte of a text is to a model that learns as it reads.
+def line_surprise(
+    stream: Stream, tokenizer: Tokenizer, source: ByteSource, *, plasticity: Plasticity | None = None
+) -> Iterator[LineSurprise]:
+    """How surprising each line of a text is to a model that learns as it reads.
 
     A stream stands at the end of a line: the line feed before the input is read first, and one that
     ends the input is scored and left to the next call. So a text cut at line ends, each part going on
@@ -168,49 +171,78 @@ def text_surprise(
         stream: A `Stream` over a text model, one row; it moves on as results are taken.
         tokenizer: The model's.
         source: UTF-8 text (any bytes for the byte tokenizer); read until it ends.
-        unit: A result per `line` or per `byte`.
         plasticity: How strongly to learn and forget while reading.
 
     Returns:
         An iterator of results, as the input arrives.
 
     Raises:
-        FileError: A line is not UTF-8; what came before it has been read.
+        FileError: A line is not UTF-8; what came before it has been read and answered.
 
     Example:
         >>> import io, ssmn
-        >>> from ssmn.streaming import text_surprise
+        >>> from ssmn.streaming import line_surprise
         >>> from ssmn.training import Tokenizer
         >>> config = ssmn.TextSSMNConfig(vocab_size=256, hidden_dim=16, num_layers=3, num_heads=2, window_size=8)
         >>> stream = ssmn.Stream(ssmn.TextSSMN(config))
-        >>> [line.bytes for line in text_surprise(stream, Tokenizer.for_bytes(), io.BytesIO(b"one\\ntwo\\n"))]
-        [4, 4]
+        >>> source = io.BytesIO("one and\\ntwo".encode())
+        >>> [(line.line, line.bytes) for line in line_surprise(stream, Tokenizer.for_bytes(), source)]
+        [(1, 8), (2, 3)]
     """
+    number, start, bits, length = 1, b"", 0.0, 0
+    for line, _, piece_bits in _surprise(stream, tokenizer, source, plasticity):
+        start = start or line
+        bits += float(piece_bits.sum())
+        length += len(line)
+        if line.endswith(b"\n"):
+            yield LineSurprise(number, length, bits, _readable(start))
+            number, start, bits, length = number + 1, b"", 0.0, 0
+    if length:
+        yield LineSurprise(number, length, bits, _readable(start))
+
+
+def byte_surprise(
+    stream: Stream, tokenizer: Tokenizer, source: ByteSource, *, plasticity: Plasticity | None = None
+) -> Iterator[ByteSurprise]:
+    """How surprising each byte of a text is; otherwise as `line_surprise`.
+
+    Args:
+        stream: A `Stream` over a text model, one row; it moves on as results are taken.
+        tokenizer: The model's.
+        source: UTF-8 text (any bytes for the byte tokenizer); read until it ends.
+        plasticity: How strongly to learn and forget while reading.
+
+    Returns:
+        An iterator of results, as the input arrives.
+
+    Raises:
+        FileError: A line is not UTF-8; what came before it has been read and answered.
+
+    Example:
+        See `line_surprise`.
+    """
+    offset = 0
+    for _, tokens, bits in _surprise(stream, tokenizer, source, plasticity):
+        lengths = tokenizer.byte_lengths[tokens]
+        shares = np.repeat(bits / lengths, lengths)
+        for byte, share in zip(tokenizer.decode_bytes(tokens), shares.tolist(), strict=True):
+            yield ByteSurprise(offset, byte, share)
+            offset += 1
+
+
+def _surprise(
+    stream: Stream, tokenizer: Tokenizer, source: ByteSource, plasticity: Plasticity | None
+) -> Iterator[tuple[bytes, np.ndarray, np.ndarray]]:
+    """Each line (or piece of a very long one) with its tokens and their bits."""
     lines = _Lines(source)
     last = tokenizer.encode("\n")
-    number, offset = 1, 0
-    start, line_bits, line_bytes = b"", 0.0, 0
     for batch in _batches(_encoded(lines, tokenizer), lines, lambda item: len(item[1])):
         tokens = np.concatenate([last, *(piece for _, piece in batch)])
         bits = token_bits(stream, tokens, plasticity=plasticity)
         last = tokens[-1:]
         ends = np.cumsum([len(piece) for _, piece in batch])
         for (line, piece), piece_bits in zip(batch, np.split(bits, ends[:-1]), strict=True):
-            if unit == "byte":
-                lengths = tokenizer.byte_lengths[piece]
-                shares = np.repeat(piece_bits / lengths, lengths)
-                for value, share in zip(tokenizer.decode_bytes(piece), shares.tolist(), strict=True):
-                    yield ByteSurprise(offset, value, share)
-                    offset += 1
-                continue
-            start = start or line
-            line_bits += float(piece_bits.sum())
-            line_bytes += len(line)
-            if line.endswith(b"\n"):
-                yield LineSurprise(number, line_bytes, line_bits, _readable(start))
-                number, start, line_bits, line_bytes = number + 1, b"", 0.0, 0
-    if line_bytes:
-        yield LineSurprise(number, line_bytes, line_bits, _readable(start))
+            yield line, piece, piece_bits
 
 
 def _encoded(lines: Iterator[bytes], tokenizer: Tokenizer) -> Iterator[tuple[bytes, np.ndarray]]:
@@ -290,7 +322,9 @@ class RowReader:
             missing = [column for column in columns if column not in names and not column.isdecimal()]
             numbers = [names.index(c) if c in names else int(c) - 1 for c in columns if c not in missing]
             if missing or any(not 0 <= number < len(names) for number in numbers):
-                wrong = missing or [c for c, number in zip(columns, numbers, strict=True) if not 0 <= number < len(names)]
+                wrong = missing or [
+                    c for c, number in zip(columns, numbers, strict=True) if not 0 <= number < len(names)
+                ]
                 raise FileError(f"line 1: there is no column {wrong[0]!r}; wanted some of {', '.join(names)}.")
             self._indices = numbers
             self.names = tuple(names[number] for number in numbers)
@@ -313,11 +347,15 @@ class RowReader:
     def _text(self) -> Iterator[str]:
         for number, line in enumerate(self._lines, start=1):
             if not line.endswith(b"\n") and len(line) >= READ_BYTES:
-                raise FileError(f"line {number}: longer than {READ_BYTES:,} bytes; wanted rows of comma-separated numbers.")
+                raise FileError(
+                    f"line {number}: longer than {READ_BYTES:,} bytes; wanted rows of comma-separated numbers."
+                )
             try:
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                raise FileError(f"line {number}: byte {error.start + 1} is not UTF-8; wanted comma-separated text.") from error
+                raise FileError(
+                    f"line {number}: byte {error.start + 1} is not UTF-8; wanted comma-separated text."
+                ) from error
 
     def __iter__(self) -> Iterator[list[float]]:
         return self
@@ -345,7 +383,8 @@ class RowReader:
             raise FileError(f"line {self.line}: column {name} is {cell!r}; wanted a number.") from None
         if not math.isfinite(value):
             raise FileError(
-                f"line {self.line}: column {name} is {cell.strip()}; wanted a finite number: leave the row out or fill it in."
+                f"line {self.line}: column {name} is {cell.strip()}; wanted a finite number: leave the row out, "
+                f"or fill the value in."
             )
         return value
 
@@ -371,7 +410,7 @@ def row_predictions(
         >>> import io, ssmn
         >>> from ssmn.streaming import RowReader, row_predictions
         >>> model = ssmn.SSMN(ssmn.SSMNConfig.preset("tiny", input_dim=2, output_dim=1))
-        >>> rows = RowReader(io.BytesIO(b"x,y\\n0.5,1\\n0.25,2\\n"), width=2)
+        >>> rows = RowReader(io.BytesIO("x,y\\n0.5,1\\n0.25,2".encode()), width=2)
         >>> [(row.line, len(row.values)) for row in row_predictions(ssmn.Stream(model), rows)]
         [(2, 1), (3, 1)]
     """

@@ -118,7 +118,7 @@ def _time_mixers(length: int, window: int, repeats: int) -> dict[str, list[float
         return torch.randn(*shape, generator=generator)
 
     # Each side gets the layout that is its own: heads before time for torch, after it for the stream.
-    full = [draw(1, HEADS, length, HEAD_DIM) for _ in range(3)]
+    full_q, full_k, full_v = (draw(1, HEADS, length, HEAD_DIM) for _ in range(3))
     q, k, v = (draw(1, length, HEADS, HEAD_DIM) for _ in range(3))
     unit_q, unit_k = (torch.nn.functional.normalize(x, dim=-1) for x in (q, k))
     eta = draw(1, length, HEADS).sigmoid()
@@ -127,7 +127,7 @@ def _time_mixers(length: int, window: int, repeats: int) -> dict[str, list[float
     @torch.no_grad()
     def full_attention() -> None:
         for _ in range(LAYERS):
-            torch.nn.functional.scaled_dot_product_attention(*full, is_causal=True)
+            torch.nn.functional.scaled_dot_product_attention(full_q, full_k, full_v, is_causal=True)
 
     @torch.no_grad()
     def sparse_stream() -> None:

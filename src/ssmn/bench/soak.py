@@ -26,14 +26,13 @@ STRETCH = 3
 
 
 @register("soak")
-def soak(
-    tokens: int = 1_000_000, *, seed: int = 0, progress: Callable[[int], None] = lambda _: None
-) -> dict[str, Any]:
-    """One stream in pieces of 1 to 512 steps with zeros, constants, spikes and NaN; does anything grow, break or slow down?
+def soak(tokens: int = 1_000_000, *, seed: int = 0, progress: Callable[[int], None] = lambda _: None) -> dict[str, Any]:
+    """One long stream in odd pieces with zeros, constants, spikes and NaN: does anything grow, break or slow down?
 
-    The model is an untrained Standard model (width 64, five layers, window 64, one of them plastic)
-    with 8 inputs. Every tenth of the stream has the same piece lengths and the same kinds of stretches,
-    so that their times can be compared. A piece with NaN must be refused and leave the stream as it was.
+    Pieces are 1 to 512 steps long. The model is an untrained Standard model (8 inputs, width 64, five
+    layers with a window of 64, one of them plastic). Every tenth of the stream has the same piece lengths
+    and the same kinds of stretches, so that their times can be compared. A piece with NaN must be refused
+    and leave the stream as it was.
 
     Args:
         tokens: Length of the stream, at least 10.
@@ -41,9 +40,9 @@ def soak(
         progress: Called with the position after every piece.
 
     Returns:
-        Resident memory after warm-up (the first tenth) and its growth, refused pieces, the largest
-        norm of the memory in each tenth, microseconds per step in each tenth, and the ratio of the
-        last tenth to the second.
+        The most resident memory in each tenth, and by how much the most after warm-up (the first tenth)
+        is above it; refused pieces; the largest norm of the memory in each tenth; the median
+        microseconds per step in each tenth, and the ratio of the last tenth to the second.
 
     Raises:
         RangeError: tokens is below 10.
@@ -62,8 +61,7 @@ def soak(
         stream = Stream(SSMN(config))
     lengths = _piece_lengths(tokens // 10, seed)
     per_step = np.zeros((10, len(lengths)))
-    norms, refused, finite = np.zeros(10), 0, True
-    baseline = peak = 0
+    norms, resident, refused, finite = np.zeros(10), np.zeros(10, dtype=np.int64), 0, True
     for tenth in range(10):
         for index, length in enumerate(lengths):
             kind = KINDS[index // STRETCH % len(KINDS)]
@@ -76,19 +74,15 @@ def soak(
             per_step[tenth, index] = (time.perf_counter() - start) / length
             finite = finite and bool(y.isfinite().all())
             norms[tenth] = max(norms[tenth], _memory_norm(stream))
-            if tenth:
-                peak = max(peak, resident_bytes())
+            resident[tenth] = max(resident[tenth], resident_bytes())
             progress(int(stream.position))
-        if not tenth:
-            baseline = resident_bytes()
     medians = np.median(per_step, axis=1) * 1e6
     pieces_refused = 10 * sum(KINDS[index // STRETCH % len(KINDS)] == "not a number" for index in range(len(lengths)))
     return {
         "tokens": int(stream.position),
         "pieces": 10 * len(lengths),
-        "resident_bytes_after_warm_up": baseline,
-        "resident_bytes_growth": resident_bytes() - baseline,
-        "resident_bytes_peak_growth": peak - baseline,
+        "resident_bytes_per_tenth": resident.tolist(),
+        "resident_bytes_growth": int(resident[1:].max() - resident[0]),
         "finite": finite and bool(np.isfinite(norms).all()),
         "nan_pieces": pieces_refused,
         "nan_pieces_refused": refused,

@@ -9,7 +9,9 @@ import typer
 
 app = typer.Typer(help="Measure this machine.", no_args_is_help=True)
 
-Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Keep the record (with machine and commit) here.")]
+Json = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Keep the record (with machine and commit) here.")
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads to use; torch's choice if absent.")]
 
 
@@ -81,7 +83,11 @@ def print_seed_table(console: Any, record: dict[str, Any]) -> None:
         for name, full, stream in (
             ("pairs of a layer, seed's count (n², n·w)", f"{counts['seed_full']:,}", f"{counts['seed_window']:,}"),
             ("pairs of a layer, exact (causal)", f"{counts['exact_full']:,}", f"{counts['exact_window']:,}"),
-            ("multiply-adds, attention, 5 and 4 layers", f"{costs['full_multiply_adds']:,}", f"{costs['window_multiply_adds']:,}"),
+            (
+                "multiply-adds, attention, 5 and 4 layers",
+                f"{costs['full_multiply_adds']:,}",
+                f"{costs['window_multiply_adds']:,}",
+            ),
             ("multiply-adds, memory, 1 layer", "0", f"{costs['memory_multiply_adds']:,}"),
             ("global cache", _mebibytes(costs["full_cache_bytes"]), _mebibytes(costs["global_cache_bytes"])),
             ("bounded state (window + memory)", "-", _mebibytes(state)),
@@ -93,9 +99,9 @@ def print_seed_table(console: Any, record: dict[str, Any]) -> None:
         table.add_row(name, *cells)
     console.print(table)
     console.print(
-        f"Timed: the mixers alone, one forward pass, float32, window {results['window']}, without gradients; torch SDPA "
-        f"(causal) × 5 against window_attention × 4 + synaptic_memory × 1 (backend {results['backend']}), taking turns, "
-        f"medians; {machine['threads']} threads, {machine['processor']}."
+        f"Timed: the mixers alone, one forward pass, float32, window {results['window']}, without gradients; torch "
+        f"SDPA (causal) × 5 against window_attention × 4 + synaptic_memory × 1 (backend {results['backend']}), taking "
+        f"turns, medians; {machine['threads']} threads, {machine['processor']}."
     )
 
 
@@ -106,11 +112,13 @@ def _print_soak(console: Any, record: dict[str, Any]) -> None:
     tenths = [f"{value:.1f}" for value in r["microseconds_per_step_per_tenth"]]
     norms = [f"{value:.1f}" for value in r["largest_memory_norm_per_tenth"]]
     table = Table(show_header=False, box=None, padding=(0, 2))
-    table.add_row("stream", f"{r['tokens']:,} steps in {r['pieces']:,} pieces; state {r['state_bytes']:,} bytes throughout")
+    table.add_row(
+        "stream", f"{r['tokens']:,} steps in {r['pieces']:,} pieces; state {r['state_bytes']:,} bytes throughout"
+    )
     table.add_row(
         "resident memory",
-        f"{_mebibytes(r['resident_bytes_after_warm_up'])} after warm-up, then {r['resident_bytes_growth'] / 2**20:+.2f} MiB "
-        f"to the end (at most {r['resident_bytes_peak_growth'] / 2**20:+.2f} MiB on the way)",
+        f"{_mebibytes(r['resident_bytes_per_tenth'][0])} at most in the first tenth (warm-up), "
+        f"{r['resident_bytes_growth'] / 2**20:+.2f} MiB at most after it",
     )
     table.add_row("values", "all finite" if r["finite"] else "[red]not finite[/]")
     table.add_row("NaN", f"{r['nan_pieces_refused']} of {r['nan_pieces']} pieces refused, the stream unharmed")

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ssmn.config import Backend
+
 DISTRIBUTION = "sparse-stream"
 CORE = ("torch", "numpy", "safetensors", "tokenizers", "rich", "typer")
 GOOD, BAD = "[green]✓[/]", "[yellow]✗[/]"
@@ -49,7 +51,7 @@ def examine() -> dict[str, Any]:
             "auto": ops.choose_backend("doctor", "auto", probe),
             "refused": {name: why for name, why in ops.backend_status(probe).items() if why is not None},
         }
-    tested = ["chunked", "native"] if status.available else ["chunked"]
+    tested: tuple[Backend, ...] = ("chunked", "native") if status.available else ("chunked",)
     return {
         "versions": {"ssmn": _version(DISTRIBUTION), **{name: _version(name) for name in CORE}},
         "machine": probes.machine(),
@@ -101,7 +103,9 @@ def _print(report: dict[str, Any]) -> None:
     console = Console()
 
     def show(title: str, rows: list[tuple[str, ...]]) -> None:
-        table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, padding=(0, 2))
+        table = Table(
+            title=title, title_justify="left", title_style="bold", show_header=False, box=None, padding=(0, 2)
+        )
         for row in rows:
             table.add_row(*row)
         console.print(table, "")
@@ -141,7 +145,11 @@ def _print(report: dict[str, Any]) -> None:
     show(
         "Self-test against the reference",
         [
-            (GOOD if test["passed"] else BAD, f"{test['backend']} {test['operation']}", f"difference {test['difference']:.1e}")
+            (
+                GOOD if test["passed"] else BAD,
+                f"{test['backend']} {test['operation']}",
+                f"difference {test['difference']:.1e}",
+            )
             for test in report["self_test"]
         ],
     )

@@ -17,15 +17,21 @@ if TYPE_CHECKING:
     from ssmn.training import Tokenizer
 
 Model = Annotated[
-    Path | None, typer.Option("--model", "-m", metavar="DIR", help="Folder of a trained model; the shipped text model if absent.")
+    Path | None,
+    typer.Option("--model", "-m", metavar="DIR", help="Folder of a trained model; the shipped text model if absent."),
 ]
 StateFile = Annotated[
     Path | None,
-    typer.Option("--state", "-s", metavar="FILE", help="Start from this state if the file exists, and save to it at the end."),
+    typer.Option(
+        "--state", "-s", metavar="FILE", help="Start from this state if the file exists, and save to it at the end."
+    ),
 ]
 Frozen = Annotated[bool, typer.Option("--frozen", help="Close every gate: nothing is learned or forgotten.")]
 Eta = Annotated[
-    float | None, typer.Option("--eta", metavar="[0, 1]", help="Base write strength η in place of the model's; 0 stops writing, not decay.")
+    float | None,
+    typer.Option(
+        "--eta", metavar="[0, 1]", help="Base write strength η in place of the model's; 0 stops writing, not decay."
+    ),
 ]
 EtaScale = Annotated[float, typer.Option("--eta-scale", help="Factor on η: above 1 learns faster.")]
 Decay = Annotated[

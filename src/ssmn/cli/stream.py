@@ -14,15 +14,18 @@ from ssmn.errors import RangeError
 
 if TYPE_CHECKING:
     from ssmn.models import SSMN, TextSSMN
-    from ssmn.streaming import ByteSurprise, LineSurprise, RowPrediction
+    from ssmn.streaming import ByteSource, ByteSurprise, LineSurprise, RowPrediction
 
 
 class FlushingInput:
     """Standard input that hands over what was written before it waits for more."""
 
-    def read1(self, size: int) -> bytes:
+    def __init__(self) -> None:
+        self._source = cast("ByteSource", sys.stdin.buffer)
+
+    def read1(self, size: int, /) -> bytes:
         sys.stdout.flush()
-        return sys.stdin.buffer.read1(size)
+        return self._source.read1(size)
 
 
 def command(
@@ -35,7 +38,9 @@ def command(
     ] = None,
     header: Annotated[
         bool | None,
-        typer.Option("--header/--no-header", help="Rows: whether the first holds names; looked for if neither is given."),
+        typer.Option(
+            "--header/--no-header", help="Rows: whether the first holds names; looked for if neither is given."
+        ),
     ] = None,
     frozen: options.Frozen = False,
     eta: options.Eta = None,
@@ -58,18 +63,23 @@ def command(
     settings = options.plasticity(frozen, eta, eta_scale, decay, decay_scale)
     loaded = options.load(model)
     if loaded.config.kind == "text" and (columns is not None or header is not None):
-        raise RangeError("stream: --columns and --header are for rows of numbers, but the model reads text; leave them out.")
+        raise RangeError(
+            "stream: --columns and --header are for rows of numbers, but the model reads text; leave them out."
+        )
     if loaded.config.kind != "text" and per != "line":
         raise RangeError("stream: --per is for text, but the model reads rows of numbers; leave it out.")
     stream = options.open_stream(loaded, state)
 
-    from ssmn.streaming import RowReader, row_predictions, text_surprise
+    from ssmn.streaming import RowReader, byte_surprise, line_surprise, row_predictions
 
     source = FlushingInput()
+    records: Iterable[Mapping[str, Any]]
     if loaded.config.kind == "text":
         tokenizer = options.load_tokenizer(model, cast("TextSSMN", loaded))
-        results = text_surprise(stream, tokenizer, source, unit=per, plasticity=settings)
-        records: Iterable[Mapping[str, Any]] = map(_byte_record if per == "byte" else _line_record, results)
+        if per == "line":
+            records = map(_line_record, line_surprise(stream, tokenizer, source, plasticity=settings))
+        else:
+            records = map(_byte_record, byte_surprise(stream, tokenizer, source, plasticity=settings))
         separator = "\t"
     else:
         config = cast("SSMN", loaded).config

@@ -7,9 +7,9 @@ Foundation licence), fetched with the ordinary package client or given as a file
     python -m ssmn.demo.corpus --out data/demo --source python3.11-doc_3.11.2-6+deb12u9_all.deb
 
 It writes `train/*.txt` (one file per chapter), `held-out.txt`, its packed form `held-out.txt.xz`
-(what `ssmn demo` ships and reads) and `report.json`. Held-out are whole chapters and modules, spread evenly over the document. Paragraphs
-that also stand in the held-out part, or share half of their eight-word runs with it, are taken out
-of the training part.
+(what `ssmn demo` ships and reads) and `report.json`. Held-out are whole chapters and modules, spread
+evenly over the document. Paragraphs that also stand in the held-out part, or share half of their
+eight-word runs with it, are taken out of the training part.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ _DEEP_PARTS = {"The Python Standard Library", "Python/C API Reference Manual"}
 _TRAINING_ONLY = "Changelog"
 
 _HEADER = re.compile(r"\nFile: [^,]+,  Node: (?P<node>[^,]*),(?:  Next: [^,]*,)?(?:  Prev: [^,]*,)?  Up: (?P<up>.*)\n")
-_NOTE = re.compile(r"\*note\s+(?P<label>[^:]+?):(?::|(?P<gap>\s+)[^.,:]+?(?P<stop>[.,]))(?P<space>\s*)(?=(?P<next>\S?))")
+_NOTE = re.compile(
+    r"\*note\s+(?P<label>[^:]+?):(?::|(?P<gap>\s+)[^.,:]+?(?P<stop>[.,]))(?P<space>\s*)(?=(?P<next>\S?))"
+)
 _QUOTED = re.compile(r"‘([^‘’\n]*)’")
 _TITLE = re.compile(r"^(?:[A-Z]|\d+)(?:\.\d+)*\.? (.+)\n([*=\-.])\2+$", re.MULTILINE)
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
@@ -122,7 +124,9 @@ def documents(info: str) -> list[Document]:
             parent[header["node"]] = header["up"].strip()
             bodies.append((header["node"], raw[header.end() :]))
     if not bodies:
-        raise FileError("corpus: the source has no info nodes; wanted the plain-text (info) edition of the documentation.")
+        raise FileError(
+            "corpus: the source has no info nodes; wanted the plain-text (info) edition of the documentation."
+        )
 
     def key(node: str) -> tuple[str, str]:
         chain = [node]
@@ -249,7 +253,9 @@ def build(out: Path, *, source: Path | None = None, held_out_bytes: int = HELD_O
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder to write the corpus into.")],
-    source: Annotated[Path | None, typer.Option(help="The .deb, .info or .info.gz file; downloaded with apt if absent.")] = None,
+    source: Annotated[
+        Path | None, typer.Option(help="The .deb, .info or .info.gz file; downloaded with apt if absent.")
+    ] = None,
 ) -> None:
     """Builds the training and held-out text of the demonstration model."""
     try:

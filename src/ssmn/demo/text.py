@@ -9,7 +9,9 @@ from __future__ import annotations
 import io
 import lzma
 import statistics
+import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -27,7 +29,7 @@ from ssmn.models import TextSSMN
 from ssmn.probes import machine, resident_bytes
 from ssmn.state import StreamState
 from ssmn.stream import Stream
-from ssmn.streaming import PIECE, ByteSource, LineSurprise, surprise_bits, text_surprise, token_bits
+from ssmn.streaming import PIECE, ByteSource, line_surprise, surprise_bits, token_bits
 from ssmn.training.tokenizer import Tokenizer
 
 ASSETS = resources.files("ssmn.demo") / "assets"
@@ -86,7 +88,7 @@ class Material:
 
     def open(self) -> ByteSource:
         """The text from its beginning, unpacked as it is read."""
-        return cast(ByteSource, _Limited(lzma.open(self.path), self.size))
+        return cast("ByteSource", _Limited(lzma.open(self.path), self.size))
 
     def passage(self, start: int, length: int) -> bytes:
         """About `length` bytes from about `start`, cut at line ends."""
@@ -124,8 +126,7 @@ def read_through(material: Material, progress: Progress = _silent) -> tuple[dict
     stretch_bytes, due, halfway = 0, stride, None
     begin = last = time.perf_counter()
     tokens_before = 0
-    for line in cast("Any", text_surprise(stream, material.tokenizer, material.open())):
-        assert isinstance(line, LineSurprise)
+    for line in line_surprise(stream, material.tokenizer, material.open()):
         read += line.bytes
         bits += line.bits
         stretch_bytes += line.bytes
@@ -145,16 +146,15 @@ def read_through(material: Material, progress: Progress = _silent) -> tuple[dict
                     }
                 )
                 last, tokens_before, stretch_bits, stretch_bytes = now, tokens, 0.0, 0
-                remark = (
-                    f"{points[-1]['tokens_per_second']:,.0f} tokens/s   {points[-1]['resident_bytes'] / 2**20:,.1f} MiB   "
-                    f"{points[-1]['bits_per_byte']:.2f} bits/byte"
-                )
-                progress("read", read, material.size, remark)
+                progress("read", read, material.size, _remark(points[-1]))
             due += stride
     config = material.model.config
-    rates = [point["tokens_per_second"] for point in points]
     tenth = max(1, len(points) // 10)
-    resident = [point["resident_bytes"] for point in points]
+    early, late = points[tenth : 2 * tenth] or points, points[-tenth:]
+
+    def median(name: str, stretch: list[dict[str, float]]) -> float:
+        return statistics.median(point[name] for point in stretch)
+
     summary = {
         "points": points,
         "bytes": read,
@@ -162,11 +162,16 @@ def read_through(material: Material, progress: Progress = _silent) -> tuple[dict
         "seconds": time.perf_counter() - begin,
         "bits_per_byte": bits / read,
         "state_bytes": stream.state.nbytes,
-        "resident_bytes_growth": resident[-1] - resident[min(tenth, len(resident) - 1)],
-        "last_to_second_tenth": statistics.median(rates[-tenth:]) / statistics.median(rates[tenth : 2 * tenth] or rates),
+        "resident_bytes_growth": median("resident_bytes", late) - median("resident_bytes", early),
+        "last_to_second_tenth": median("tokens_per_second", late) / median("tokens_per_second", early),
         "cache_bytes_per_token": 2 * 4 * config.num_layers * config.num_heads * (config.hidden_dim // config.num_heads),
     }
     return summary, halfway if halfway is not None else stream.state
+
+
+def _remark(point: Mapping[str, float]) -> str:
+    memory = point["resident_bytes"] / 2**20
+    return f"{point['tokens_per_second']:,.0f} tokens/s   {memory:,.1f} MiB   {point['bits_per_byte']:.2f} bits/byte"
 
 
 def compare_readings(material: Material, state: StreamState, progress: Progress = _silent) -> dict[str, Any]:
@@ -196,7 +201,8 @@ def compare_readings(material: Material, state: StreamState, progress: Progress 
         progress("compare", index, len(ways), name)
         bits = token_bits(Stream(material.model, start), tokens, plasticity=plasticity)
         curves[name] = [
-            float(part.sum() / size.sum()) for part, size in zip(np.split(bits, edges), np.split(lengths, edges), strict=True)
+            float(part.sum() / size.sum())
+            for part, size in zip(np.split(bits, edges), np.split(lengths, edges), strict=True)
         ]
         means[name] = float(bits.sum() / lengths.sum())
     progress("compare", len(ways), len(ways))
@@ -276,7 +282,8 @@ def tell_story(material: Material, state: StreamState, progress: Progress = _sil
     other = material.passage(int(0.4 * material.size), size)
     before = state.clone()
 
-    with _temporary_file() as path:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "state.safetensors"
         start = time.perf_counter()
         state.save(path, model)
         saved = time.perf_counter()
@@ -314,7 +321,8 @@ def tell_story(material: Material, state: StreamState, progress: Progress = _sil
         ),
         "future_identical": bool(np.array_equal(bits["original"], bits["reloaded"])),
         "parent_unchanged": all(
-            torch.equal(a, b) for a, b in zip(state.named_tensors().values(), before.named_tensors().values(), strict=True)
+            torch.equal(a, b)
+            for a, b in zip(state.named_tensors().values(), before.named_tensors().values(), strict=True)
         ),
         "position": int(state.position),
         "kilobytes": (total[shown] / 1e3).tolist(),
@@ -324,20 +332,12 @@ def tell_story(material: Material, state: StreamState, progress: Progress = _sil
     }
 
 
-def _temporary_file() -> Any:
-    import contextlib
-    import tempfile
-
-    @contextlib.contextmanager
-    def make() -> Any:
-        with tempfile.TemporaryDirectory() as folder:
-            yield Path(folder) / "state.safetensors"
-
-    return make()
-
-
 def run(
-    *, limit: int | None = None, lengths: tuple[int, ...] = (1_000, 10_000), repeats: int = 3, progress: Progress = _silent
+    *,
+    limit: int | None = None,
+    lengths: tuple[int, ...] = (1_000, 10_000),
+    repeats: int = 3,
+    progress: Progress = _silent,
 ) -> dict[str, Any]:
     """The whole demonstration as numbers.
 

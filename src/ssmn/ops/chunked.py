@@ -99,16 +99,17 @@ def _join(x: Tensor, time: int) -> Tensor:
 
 def _decays(log_keep: Tensor, reset: Tensor | None, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
     """G [.., C, 1]; Γ [.., C, C], lower triangular; and, as 0 or 1, which steps still see the chunk's first state [.., C, 1]."""
-    total = _cut(log_keep.unsqueeze(-1), chunk).cumsum(-2)
+    # In float64: after a strong decay G is large, and neighbouring steps still differ by little.
+    total = _cut(log_keep.double().unsqueeze(-1), chunk).cumsum(-2)
     ahead = torch.ones(chunk, chunk, dtype=torch.bool, device=total.device).triu(1)
-    since_start = torch.ones_like(total)
+    since_start = torch.ones_like(total, dtype=log_keep.dtype)
     if reset is not None:
         fresh = _cut(reset.to(total.dtype)[:, :, None, None], chunk).cumsum(-2)
         ahead = ahead | (fresh != fresh.mT)
-        since_start = (fresh == 0).to(total.dtype)
+        since_start = (fresh == 0).to(log_keep.dtype)
     # Masked before exp: the exponents above the diagonal are positive and would overflow.
-    gamma = (total - total.mT).masked_fill(ahead, -torch.inf).exp()
-    return total, gamma, since_start
+    gamma = (total - total.mT).to(log_keep.dtype).masked_fill(ahead, -torch.inf).exp()
+    return total.to(log_keep.dtype), gamma, since_start
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, lo: Tensor, hi: Tensor, sinks: Tensor | None, scale: float) -> Tensor:

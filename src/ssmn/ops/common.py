@@ -13,6 +13,9 @@ from ssmn.errors import DtypeError, RangeError, ShapeError
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
+_FORGOTTEN = -1000.0
+"""exp(−1000) is zero in every dtype: a stronger decay is the same, and would only swamp the sums that it enters."""
+
 
 @dataclass(frozen=True)
 class MemoryTrace:
@@ -52,6 +55,7 @@ def coefficients(
     """Turns a rule into (write w, erase e or None, log a), each [B, T, H]; a closed step is exactly zero in all three."""
     gate = None if mask is None else (mask if mask.dim() == 3 else mask.unsqueeze(-1))
     zero = eta.new_zeros(())
+    log_decay = log_decay.clamp(min=_FORGOTTEN)
 
     def gated(value: Tensor) -> Tensor:
         return value if gate is None else torch.where(gate, value, zero)

@@ -5,7 +5,7 @@ The custom ops of the namespace `ssmn` (`memory_write`, `memory_read`, `banded_a
 in float32: half-precision inputs are converted, and all results are float32.
 """
 
-# No `from __future__ import annotations`: torch reads the custom ops' schemas from the annotations.
+from __future__ import annotations
 
 import ctypes
 
@@ -24,6 +24,11 @@ def refusal(*tensors: Tensor) -> str | None:
             return f"the compiled kernels run on the CPU, and a tensor is on {tensor.device}"
         if tensor.dtype not in _CONVERTED:
             return f"the compiled kernels compute in float32, and a tensor is {tensor.dtype}"
+    return _missing_library()
+
+
+@torch.compiler.assume_constant_result
+def _missing_library() -> str | None:
     status = native.status()
     return None if status.available else status.reason
 

@@ -104,6 +104,14 @@ def evaluate_task(
 
     Returns:
         `{"accuracy": ...}`, or for the drifting system the squared error by steps since the switch.
+
+    Example:
+        >>> import ssmn
+        >>> from ssmn.training import TASKS, evaluate_task
+        >>> task = TASKS["mqar"](pairs=4, vocab_size=32)
+        >>> lm = ssmn.TextSSMN(ssmn.TextSSMNConfig.preset("tiny", vocab_size=32))
+        >>> list(evaluate_task(lm, task, batches=1, batch_size=2))
+        ['accuracy']
     """
     sums: dict[str, float] = defaultdict(float)
     counts: dict[str, int] = defaultdict(int)

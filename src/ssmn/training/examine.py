@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from ssmn.config import Plasticity
 from ssmn.errors import ConfigError
 from ssmn.models.stack import Stack
 from ssmn.training.evaluate import evaluate_task
-from ssmn.training.loop import Progress, train
+from ssmn.training.loop import Progress, build_model, train
 from ssmn.training.settings import Examination, TrainConfig
 
 
@@ -84,7 +86,7 @@ def examine(
         if result.interrupted:
             raise KeyboardInterrupt
         for name, examination in config.evaluate.items():
-            value = measure(result.model, config, name, seed)
+            value = measure(fresh_model(config, seed) if examination.untrained else result.model, config, name, seed)
             measured, met = config.examined_task(name, examination).measure, examination.is_met(value)
             yield Figure(name, seed, measured, value, _goal(examination), met, seconds)
 
@@ -107,6 +109,13 @@ def measure(model: Stack, config: TrainConfig, name: str, seed: int = 0) -> floa
         plasticity=plasticity,
     )
     return figures[task.measure]
+
+
+def fresh_model(config: TrainConfig, seed: int) -> Stack:
+    """The weights that training with this seed starts from."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_model(config.model_config())
 
 
 def _goal(examination: Examination) -> str:

@@ -44,7 +44,7 @@ CHECKPOINT_FILE, SETTINGS_FILE, TOKENIZER_FILE, LOG_FILE = (
 
 _FREE_ON_RESUME = ("train.", "evaluate.")
 _FIXED_ON_RESUME = ("train.batch_size", "train.piece_length")
-_EVALUATED_STEPS = 100_000
+_EVALUATED_STEPS = 1 << 15
 """Held-out steps that an evaluation during training reads at most."""
 
 
@@ -127,7 +127,8 @@ def train(
     Example:
         >>> import tempfile
         >>> from ssmn.training import TrainConfig, train
-        >>> settings = {"task": {"name": "copy", "length": 4}, "model": {"preset": "tiny"}, "train": {"steps": 1}}
+        >>> settings = {"task": {"name": "copy", "length": 4}, "model": {"preset": "tiny"},
+        ...             "train": {"steps": 1, "tensorboard": False}}
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     train(TrainConfig.from_dict(settings), folder).step
         1

@@ -126,6 +126,8 @@ class Examination:
     """Batches to average over."""
     batch_size: int = 32
     """Rows of each."""
+    untrained: bool = False
+    """Measures the fresh weights, before training."""
     frozen: bool = False
     """Closes every gate of the memory: nothing is written."""
     write_threshold: float | None = None
@@ -277,6 +279,11 @@ def load_settings(source: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         ConfigError: No such file or name, or not TOML.
+
+    Example:
+        >>> from ssmn.training import load_settings
+        >>> load_settings("mqar-window-only")["model"]["layer_types"]
+        ['static', 'static']
     """
     return _read(os.fspath(source), seen=())
 
@@ -328,6 +335,11 @@ def settings_for(
 
     Raises:
         ConfigError: Nothing was named, or more than one of text, series and task.
+
+    Example:
+        >>> from ssmn.training import settings_for
+        >>> settings_for(task="mqar", overrides=["task.pairs=16"])["task"]
+        {'name': 'mqar', 'pairs': 16}
     """
     named = {"text": text, "series": series, "task": task}
     chosen = [name for name, value in named.items() if value is not None]
@@ -450,9 +462,11 @@ def _build(cls: type[T], where: str, values: Mapping[str, Any]) -> T:
 
 
 def _convert(where: str, value: Any, hint: Any) -> Any:
-    """The value as the annotated type; TOML integers serve as numbers and arrays as tuples."""
+    """The value as the annotated type; integers serve as numbers, arrays as tuples, and "none" as None."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
+        if value == "none":
+            return None
         return _convert(where, value, next(kind for kind in arguments if kind is not types.NoneType))
     if origin is Literal:
         if value not in arguments:

@@ -86,6 +86,12 @@ class Task(ABC):
 
         Returns:
             The batch.
+
+        Example:
+            >>> from ssmn.training import TASKS
+            >>> batch = TASKS["mqar"](pairs=4).batch(0, batch_size=2)
+            >>> batch.inputs.shape, int(batch.mask.sum())
+            (torch.Size([2, 12]), 8)
         """
         entropy = np.random.SeedSequence((seed, ("train", "test").index(split), step)).generate_state(2)
         generator = torch.Generator().manual_seed(int(entropy[0]) << 31 ^ int(entropy[1]))

@@ -1,0 +1,63 @@
+# Every target does its own set-up; all it needs is Python 3.11, and a C++ compiler for the kernels.
+
+PYTHON ?= python3.11
+# Where pip finds torch, e.g. TORCH_ARGS="--index-url ..." for a build of torch without CUDA (see README.md).
+TORCH_ARGS ?=
+# Test processes.
+JOBS ?= 2
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+READY := .venv/.ready
+CXX_FILES := $(wildcard csrc/*/*.cpp csrc/*/*.h)
+
+.PHONY: setup demo demo-model test check check-slow sanitize format clean
+
+setup: $(READY)
+
+# torch first, so that TORCH_ARGS concerns nothing else; the build tools next, so that the editable install builds the
+# kernels with the pinned ones and can build again only what has changed.
+$(READY): pyproject.toml constraints-dev.txt CMakeLists.txt src/ssmn/__init__.py $(CXX_FILES)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) install --quiet --constraint constraints-dev.txt $(TORCH_ARGS) torch
+	$(PIP) install --quiet --constraint constraints-dev.txt scikit-build-core cmake ninja
+	$(PIP) install --quiet --constraint constraints-dev.txt --no-build-isolation \
+		--config-settings=build-dir=build/editable --editable '.[dev]'
+	touch $@
+
+demo: $(READY)
+	$(BIN)/ssmn demo
+
+# The text (Debian's python3.11-doc, through apt) and the model that `ssmn demo` ships; about an hour on two cores.
+demo-model: $(READY)
+	$(BIN)/python -m ssmn.demo.corpus --out data/demo
+	$(BIN)/ssmn train demo --out runs/demo
+	cp data/demo/held-out.txt.xz src/ssmn/demo/assets/
+	cp $(addprefix runs/demo/,config.json model.safetensors tokenizer.json train.toml) src/ssmn/demo/assets/model/
+
+test: $(READY)
+	$(BIN)/python -m pytest -q -n $(JOBS)
+
+check: $(READY)
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/pyright
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+
+check-slow: $(READY)
+	$(BIN)/python -m pytest -q -m slow
+
+sanitize: $(READY)
+	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DCMAKE_BUILD_TYPE=Debug \
+		-DSSMN_TESTS=ON -DSSMN_SANITIZE=ON
+	$(BIN)/cmake --build build/sanitize
+	$(BIN)/ctest --test-dir build/sanitize --output-on-failure
+
+format: $(READY)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+clean:
+	rm -rf build dist demo-report .pytest_cache .ruff_cache .hypothesis
+	find src tests examples -name __pycache__ -type d -exec rm -rf {} +

@@ -1,0 +1,244 @@
+"""Every backend is compared with the reference, in float64: outputs, final states and all gradients."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from laws import CHUNK, MemoryOp, Subject, WindowOp, assert_close, evaluate, random_steps, sample_resets
+from ssmn import ops
+from ssmn.config import Backend, SSMNConfig, TextSSMNConfig
+from ssmn.errors import BackendError, RangeError
+from ssmn.models import SSMN, TextSSMN
+from ssmn.native import NativeStatus
+from ssmn.ops import backend_status, native
+
+needs_native = pytest.mark.skipif(
+    backend_status()["native"] is not None, reason=backend_status()["native"] or "native runs"
+)
+PATHS = [
+    pytest.param("chunked", torch.float64, id="chunked-float64"),
+    pytest.param("chunked", torch.float32, id="chunked-float32"),
+    pytest.param("native", torch.float32, id="native-float32", marks=needs_native),
+]
+LENGTHS = (0, 1, CHUNK - 1, 0, CHUNK + 1, 2, 0)
+"""Of packed segments, around the edges of a chunk."""
+
+
+def options_of(kind: str, batch: int, time: int, heads: int) -> dict[str, Tensor]:
+    """Masks, resets and packing by name."""
+    options: dict[str, Tensor] = {}
+    if kind in ("masked", "all"):
+        options["mask"] = random_steps(batch, time, 0.7, seed=2)
+    if kind == "masked-heads":
+        options["mask"] = random_steps(batch * heads, time, 0.7, seed=2).reshape(batch, time, heads)
+    if kind in ("reset", "all"):
+        options["reset"] = sample_resets(batch, time)
+    if kind in ("packed", "all"):
+        options["cu_seqlens"] = torch.tensor([0, *itertools.accumulate(LENGTHS)])
+    return options
+
+
+KINDS = ("plain", "masked", "reset", "packed", "all")
+MEMORY = {
+    rule: lambda backend, dtype, rule=rule: MemoryOp(backend, dtype, rule) for rule in ("hebbian", "delta", "erase")
+}
+WINDOW = {
+    "sinks-rope": lambda backend, dtype: WindowOp(backend, dtype, 11, rope_theta=100.0, sinks=True),
+    "long": lambda backend, dtype: WindowOp(backend, dtype, 2 * CHUNK + 9),
+    "one": lambda backend, dtype: WindowOp(backend, dtype, 1, sinks=True),
+}
+Build = Callable[[Backend, torch.dtype], Subject]
+
+
+def compare(build: Build, backend: Backend, dtype: torch.dtype, kind: str, time: int) -> None:
+    """A backend in one dtype against the reference in float64, from a state that is not zero."""
+    subject, reference = build(backend, dtype), build("reference", torch.float64)
+    packed = kind in ("packed", "all")
+    batch, time = (1, sum(LENGTHS)) if packed else (2, time)
+    options = options_of(kind, batch, time, heads=3)
+    inputs = subject.inputs(batch, time)
+    state = reference.started(len(LENGTHS) if packed else batch).map(
+        lambda x: x.to(dtype) if x.is_floating_point() else x
+    )
+    got = evaluate(subject, lambda x, s: subject.run(x, s, **options), inputs, state)
+    want = evaluate(
+        reference,
+        lambda x, s: reference.run(x, s, **options),
+        {name: x.double() for name, x in inputs.items()},
+        state.to(torch.float64),
+    )
+    assert_close(got, {name: x.to(got[name].dtype) for name, x in want.items()}, subject.tolerance)
+
+
+@pytest.mark.parametrize(("backend", "dtype"), PATHS)
+@pytest.mark.parametrize("kind", [*KINDS, "masked-heads"])
+@pytest.mark.parametrize("rule", MEMORY)
+def test_memory(rule: str, kind: str, backend: Backend, dtype: torch.dtype) -> None:
+    compare(MEMORY[rule], backend, dtype, kind, 2 * CHUNK + 3)
+
+
+@pytest.mark.parametrize(("backend", "dtype"), PATHS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("settings", WINDOW)
+def test_window(settings: str, kind: str, backend: Backend, dtype: torch.dtype) -> None:
+    compare(WINDOW[settings], backend, dtype, kind, 2 * CHUNK + 3)
+
+
+@pytest.mark.parametrize(("backend", "dtype"), PATHS)
+@pytest.mark.parametrize("time", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1])
+@pytest.mark.parametrize("build", [MEMORY["delta"], WINDOW["sinks-rope"]], ids=["memory", "window"])
+def test_lengths(build: Build, time: int, backend: Backend, dtype: torch.dtype) -> None:
+    compare(build, backend, dtype, "masked", time)
+
+
+@pytest.mark.parametrize(("backend", "dtype"), PATHS)
+@pytest.mark.parametrize("rule", MEMORY)
+def test_a_long_gap_does_not_blur_what_follows(rule: str, backend: Backend, dtype: torch.dtype) -> None:
+    """Some steps forget nearly all or all; the products of decays on either side of them stay exact."""
+    subject, reference = MEMORY[rule](backend, dtype), MEMORY[rule]("reference", torch.float64)
+    batch, time = 2, CHUNK + 7
+    inputs = subject.inputs(batch, time)
+    for number, gap in enumerate((-30.0, -1e4, -1e8, -3e38, -3e38)):
+        inputs["log_decay"][:, 5 + 9 * number] = gap
+    state = reference.started(batch)
+    got = evaluate(subject, subject.run, inputs, state.to(dtype))
+    want = evaluate(
+        reference, reference.run, {name: x.double() for name, x in inputs.items()}, state.to(dtype).to(torch.float64)
+    )
+    assert_close(got, {name: x.to(dtype) for name, x in want.items()}, subject.tolerance)
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked", pytest.param("native", marks=needs_native)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_inputs_keep_a_float32_state(backend: Backend, dtype: torch.dtype) -> None:
+    """What comes in and goes out is rounded; what is computed and kept in between is not."""
+    memory, window = MemoryOp(backend, torch.float32, "delta"), WindowOp(backend, torch.float32, 11, sinks=True)
+    for subject in (memory, window):
+        inputs = {name: x.to(dtype) for name, x in subject.inputs(2, CHUNK + 3).items()}
+        if "k" in inputs and subject is memory:
+            inputs["k"] = nn.functional.normalize(inputs["k"].float(), dim=-1).to(dtype)
+        state = subject.started(2)
+        output, final = subject.run(inputs, state)
+        wide, wide_final = subject.run({name: x.float() for name, x in inputs.items()}, state)
+        assert output.dtype == dtype
+        assert_close(final.named_tensors(), wide_final.named_tensors(), 1e-6)
+        assert torch.equal(output, wide.to(dtype))
+        leaf = inputs["v"].requires_grad_()
+        (gradient,) = torch.autograd.grad(subject.run({**inputs, "v": leaf}, state)[0].sum(), leaf)
+        assert gradient.dtype == dtype
+
+
+def numbers(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    return MemoryOp("auto", dtype, "delta").inputs(1, 4)
+
+
+def written_by(dtype: torch.dtype = torch.float32, backend: Backend = "auto") -> str:
+    """The backend that a memory op chooses."""
+    inputs = numbers(dtype)
+    del inputs["q"]
+    return ops.memory_write(**inputs, backend=backend)[0].backend
+
+
+@needs_native
+def test_native_refuses_float64_and_auto_takes_chunked() -> None:
+    inputs = numbers(torch.float64)
+    with pytest.raises(
+        BackendError, match=r"synaptic_memory: backend='native' cannot run: .*float32.*float64; use backend='chunked'"
+    ):
+        ops.synaptic_memory(**inputs, backend="native")
+    q, k, v = inputs["q"], inputs["k"], inputs["k"]
+    with pytest.raises(BackendError, match=r"window_attention: backend='native' cannot run: .*float64"):
+        ops.window_attention(q, k, v, window_size=3, backend="native")
+    assert written_by(torch.float64) == "chunked"
+    assert written_by(torch.float32) == written_by(torch.bfloat16) == "native"
+
+
+def test_without_the_library_auto_takes_chunked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native.native, "status", lambda: NativeStatus(False, "no compiled library"))
+    assert backend_status() == {"reference": None, "chunked": None, "native": "no compiled library"}
+    assert written_by() == "chunked"
+    with pytest.raises(BackendError, match="cannot run: no compiled library; use backend='chunked' or 'auto'"):
+        ops.memory_write(
+            *[numbers()[name] for name in "kv"],
+            eta=numbers()["eta"],
+            log_decay=numbers()["log_decay"],
+            backend="native",
+        )
+
+
+def test_the_choice_is_argument_then_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    auto = written_by()
+    with ops.use_backend("chunked"):
+        assert written_by() == "chunked"
+        assert written_by(backend="reference") == "reference"
+        with ops.use_backend("auto"):
+            assert written_by() == auto
+        assert written_by() == "chunked"
+    assert written_by() == auto
+    with pytest.raises(RangeError, match="use_backend: name='fast'; wanted one of auto, reference, chunked, native"):
+        ops.use_backend("fast").__enter__()  # pyright: ignore[reportArgumentType]
+    with pytest.raises(RangeError, match="memory_write: backend='fast'; wanted one of"):
+        written_by(backend="fast")  # pyright: ignore[reportArgumentType]
+
+
+def test_the_environment_chooses_for_the_whole_process() -> None:
+    program = (
+        "import torch, ssmn; one = torch.ones(1, 1, 1, 1);"
+        "ssmn.ops.memory_write(one, one, eta=one[0], log_decay=0 * one[0])"
+    )
+    environment = {**os.environ, "SSMN_BACKEND": "fast"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert "SSMN_BACKEND='fast'; wanted one of auto, reference, chunked, native" in done.stderr
+
+
+def test_a_block_restores_the_choice_after_an_error() -> None:
+    before = written_by()
+    with pytest.raises(ZeroDivisionError), ops.use_backend("reference"):
+        raise ZeroDivisionError
+    assert written_by() == before
+
+
+STACK: dict[str, Any] = {
+    "hidden_dim": 24, "num_layers": 3, "layer_types": ("static", "plastic", "static"), "num_heads": 4,
+    "num_kv_heads": 2, "memory_heads": 3, "window_size": 7, "attention_sinks": True, "chat_rounds": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", ["chunked", pytest.param("native", marks=needs_native)])
+@pytest.mark.parametrize("kind", ["standard", "text"])
+@pytest.mark.parametrize(
+    "compiler",
+    ["eager", pytest.param("aot_eager", marks=pytest.mark.slow), pytest.param("inductor", marks=pytest.mark.slow)],
+)
+def test_whole_models_compile_without_graph_breaks(compiler: str, kind: str, backend: Backend) -> None:
+    torch.compiler.reset()
+    model: SSMN | TextSSMN
+    if kind == "standard":
+        model, x = SSMN(SSMNConfig(input_dim=5, output_dim=3, **STACK)), torch.randn(2, CHUNK + 3, 5)
+    else:
+        model = TextSSMN(TextSSMNConfig(vocab_size=19, semantic_encoder=True, **STACK))
+        x = torch.randint(19, (2, CHUNK + 3))
+    compiled = torch.compile(model, fullgraph=True, backend=compiler)
+    mask, reset = random_steps(2, CHUNK + 3, 0.8, seed=1), sample_resets(2, CHUNK + 3)
+    with ops.use_backend(backend):
+        state = model(x)[1].detach()
+        for options in ({}, {"mask": mask, "reset": reset}):
+            got, got_final = compiled(x, state, **options)
+            want, want_final = model(x, state, **options)
+            torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+            assert_close(got_final.named_tensors(), want_final.named_tensors(), 1e-5)
+            gradients = torch.autograd.grad(got.square().mean(), list(model.parameters()), allow_unused=True)
+            wanted = torch.autograd.grad(want.square().mean(), list(model.parameters()), allow_unused=True)
+            for gradient, reference in zip(gradients, wanted, strict=True):
+                assert (gradient is None) == (reference is None)
+                if reference is not None:
+                    torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=1e-5)
