@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import laws
 import pytest
 import torch
-from laws import EXHAUSTIVE, EXHAUSTIVE_CHAT, LAWS, LAYERS, MODELS, OPS, TWICE_ASKED, Entry, Subject
 
+import laws
+from laws import EXHAUSTIVE, EXHAUSTIVE_CHAT, LAWS, LAYERS, MODELS, OPS, TWICE_ASKED, Entry, Subject
 from ssmn.config import Backend
 from ssmn.ops import backend_status
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from laws import CHUNK, MemoryOp, Subject, WindowOp, assert_close, evaluate, random_steps, sample_resets
 from ssmn import ops
-from ssmn.config import Backend, SSMNConfig, TextSSMNConfig
+from ssmn.config import Backend, SSMNConfig, TextSSMNConfig, UpdateRule
 from ssmn.errors import BackendError, RangeError
 from ssmn.models import SSMN, TextSSMN
 from ssmn.native import NativeStatus
@@ -47,16 +47,18 @@ def options_of(kind: str, batch: int, time: int, heads: int) -> dict[str, Tensor
     return options
 
 
+Build = Callable[[Backend, torch.dtype], Subject]
 KINDS = ("plain", "masked", "reset", "packed", "all")
-MEMORY = {
-    rule: lambda backend, dtype, rule=rule: MemoryOp(backend, dtype, rule) for rule in ("hebbian", "delta", "erase")
+MEMORY: dict[UpdateRule, Build] = {
+    "hebbian": lambda backend, dtype: MemoryOp(backend, dtype, "hebbian"),
+    "delta": lambda backend, dtype: MemoryOp(backend, dtype, "delta"),
+    "erase": lambda backend, dtype: MemoryOp(backend, dtype, "erase"),
 }
-WINDOW = {
+WINDOW: dict[str, Build] = {
     "sinks-rope": lambda backend, dtype: WindowOp(backend, dtype, 11, rope_theta=100.0, sinks=True),
     "long": lambda backend, dtype: WindowOp(backend, dtype, 2 * CHUNK + 9),
     "one": lambda backend, dtype: WindowOp(backend, dtype, 1, sinks=True),
 }
-Build = Callable[[Backend, torch.dtype], Subject]
 
 
 def compare(build: Build, backend: Backend, dtype: torch.dtype, kind: str, time: int) -> None:
@@ -82,7 +84,7 @@ def compare(build: Build, backend: Backend, dtype: torch.dtype, kind: str, time:
 @pytest.mark.parametrize(("backend", "dtype"), PATHS)
 @pytest.mark.parametrize("kind", [*KINDS, "masked-heads"])
 @pytest.mark.parametrize("rule", MEMORY)
-def test_memory(rule: str, kind: str, backend: Backend, dtype: torch.dtype) -> None:
+def test_memory(rule: UpdateRule, kind: str, backend: Backend, dtype: torch.dtype) -> None:
     compare(MEMORY[rule], backend, dtype, kind, 2 * CHUNK + 3)
 
 
@@ -102,7 +104,7 @@ def test_lengths(build: Build, time: int, backend: Backend, dtype: torch.dtype) 
 
 @pytest.mark.parametrize(("backend", "dtype"), PATHS)
 @pytest.mark.parametrize("rule", MEMORY)
-def test_a_long_gap_does_not_blur_what_follows(rule: str, backend: Backend, dtype: torch.dtype) -> None:
+def test_a_long_gap_does_not_blur_what_follows(rule: UpdateRule, backend: Backend, dtype: torch.dtype) -> None:
     """Some steps forget nearly all or all; the products of decays on either side of them stay exact."""
     subject, reference = MEMORY[rule](backend, dtype), MEMORY[rule]("reference", torch.float64)
     batch, time = 2, CHUNK + 7
@@ -137,7 +139,7 @@ def test_low_precision_inputs_keep_a_float32_state(backend: Backend, dtype: torc
         assert gradient.dtype == dtype
 
 
-def numbers(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+def numbers(dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     return MemoryOp("auto", dtype, "delta").inputs(1, 4)
 
 
@@ -215,6 +217,7 @@ STACK: dict[str, Any] = {
 
 @pytest.mark.parametrize("backend", ["chunked", pytest.param("native", marks=needs_native)])
 @pytest.mark.parametrize("kind", ["standard", "text"])
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # inductor's own
 @pytest.mark.parametrize(
     "compiler",
     ["eager", pytest.param("aot_eager", marks=pytest.mark.slow), pytest.param("inductor", marks=pytest.mark.slow)],

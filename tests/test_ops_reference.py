@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -164,11 +163,10 @@ def test_rotation_tells_positions_apart_far_into_a_stream() -> None:
 
 
 @pytest.fixture
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks that a small case crosses more than once."""
     monkeypatch.setattr(chunked, "MEMORY_CHUNK", 2)
     monkeypatch.setattr(chunked, "ATTENTION_BLOCK", 2)
-    return None
 
 
 def leaf(*shape: int, low: float | None = None, high: float = 0.0) -> Tensor:
@@ -233,10 +231,10 @@ def test_window_gradients(
     leaves += [leaf(streams, window - 1, kv_heads, dim) for _ in "kv"]
 
     def run(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, ...]:
-        held = (torch.where(empty[..., None, None], 0.0, ring) for ring in (keys, values))
+        keys, values = (torch.where(empty[..., None, None], 0.0, ring) for ring in (keys, values))
         read, ring = ops.window_attention(
             q, k, v, window_size=window, rope_theta=rope_theta, sinks=sinks,
-            initial_state=WindowState(*held, position), output_final_state=True, backend=backend, **options,
+            initial_state=WindowState(keys, values, position), output_final_state=True, backend=backend, **options,
         )  # fmt: skip
         assert ring is not None
         return read, ring.keys, ring.values

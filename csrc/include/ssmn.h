@@ -43,7 +43,7 @@ SSMN_API const char* ssmn_version(void);
 /* The compiler that built the library, e.g. "GCC 12.2.0". */
 SSMN_API const char* ssmn_compiler(void);
 
-/* The instruction set that the kernels use, e.g. "x86-64 SSE2". */
+/* The instruction set that the kernels use on this machine, e.g. "x86-64-v4 (AVX-512)". */
 SSMN_API const char* ssmn_instruction_set(void);
 
 /* C, the number of steps between two stored states of the memory. */

@@ -21,14 +21,15 @@ extern "C" const char* ssmn_compiler(void) {
 }
 
 extern "C" const char* ssmn_instruction_set(void) {
-#if defined(__AVX512F__)
-    return "x86-64 AVX-512";
-#elif defined(__AVX2__)
-    return "x86-64 AVX2";
-#elif defined(__x86_64__) || defined(_M_X64)
-    return "x86-64 SSE2";
+#if defined(SSMN_HAS_CLONES)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("x86-64-v4")) return "x86-64-v4 (AVX-512)";
+    if (__builtin_cpu_supports("x86-64-v3")) return "x86-64-v3 (AVX2)";
+#endif
+#if defined(__x86_64__) || defined(_M_X64)
+    return "x86-64 (SSE2)";
 #elif defined(__aarch64__) || defined(_M_ARM64)
-    return "AArch64 NEON";
+    return "AArch64 (NEON)";
 #else
     return "portable";
 #endif

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "clones.h"
 #include "exponential.h"
 #include "matrix.h"
 #include "parallel.h"
@@ -207,7 +208,7 @@ struct WriteArguments {
     const float* initial_state;
 };
 
-void write_lane(
+SSMN_CLONES void write_lane(
     const WriteArguments& in,
     const Lane& lane,
     float* u_out,
@@ -267,7 +268,7 @@ struct WriteGradients {
     float *k, *v, *write, *erase, *log_keep, *initial_state;
 };
 
-void write_lane_backward(
+SSMN_CLONES void write_lane_backward(
     const WriteArguments& in,
     const Lane& lane,
     const float* u_in,
@@ -428,7 +429,7 @@ struct ReadArguments {
     }
 };
 
-void read_chunk(const ReadArguments& in, const Lane& lane, int64_t chunk, float* o_out, float* workspace) {
+SSMN_CLONES void read_chunk(const ReadArguments& in, const Lane& lane, int64_t chunk, float* o_out, float* workspace) {
     const int64_t K = lane.key_width, V = lane.value_width;
     Workspace space{workspace};
     float* queries = space.take(kChunk * K);
@@ -467,7 +468,7 @@ struct ReadGradients {
     float *q, *k, *u, *log_keep, *initial_state, *chunk_states;
 };
 
-void read_chunk_backward(
+SSMN_CLONES void read_chunk_backward(
     const ReadArguments& in,
     const Lane& lane,
     int64_t chunk,

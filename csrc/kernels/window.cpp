@@ -4,6 +4,7 @@
 #include <memory>
 #include <new>
 
+#include "clones.h"
 #include "exponential.h"
 #include "matrix.h"
 #include "parallel.h"
@@ -85,7 +86,7 @@ int64_t forward_workspace(int64_t width) {
     return width * (2 * kQueries + kKeys) + kQueries * kKeys;
 }
 
-void attend_block(
+SSMN_CLONES void attend_block(
     const AttentionArguments& in, int64_t row, int64_t head, int64_t number, float* o, float* lse, float* workspace) {
     const int64_t D = in.sizes.width;
     float* queries = workspace;
@@ -142,7 +143,7 @@ int64_t backward_workspace(int64_t width) {
 }
 
 // All queries of one row that share a key head: they add up in one place, always in the same order.
-void attend_backward(
+SSMN_CLONES void attend_backward(
     const AttentionArguments& in,
     int64_t row,
     int64_t key_head,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ssmn.config import Plasticity
-from ssmn.errors import DtypeError, RangeError, ShapeError
+from ssmn.errors import DtypeError, RangeError, ShapeError, StateError
 from ssmn.state import StreamState
 
 PROMPT_PIECE = 512
@@ -57,17 +57,21 @@ def generate(
         An iterator over (token, state).
 
     Raises:
-        ShapeError, DtypeError, RangeError: An argument is empty, of the wrong form, or out of range.
+        ShapeError, DtypeError, RangeError, StateError: An argument is empty, of the wrong form, or out of range.
 
     Example:
         >>> import ssmn
         >>> config = ssmn.TextSSMNConfig(vocab_size=50, hidden_dim=16, num_layers=3, num_heads=2, window_size=8)
         >>> lm = ssmn.TextSSMN(config)
-        >>> [token for token, state in ssmn.generate(lm, [1, 2, 3], max_new_tokens=4, seed=0)].__len__()
-        4
-        >>> state.position.tolist()
-        [7]
+        >>> written = list(ssmn.generate(lm, [1, 2, 3], max_new_tokens=4, seed=0))
+        >>> token, state = written[-1]
+        >>> len(written), state.position.tolist()
+        (4, [7])
     """
+    if isinstance(prompt_ids, (str, bytes)):
+        raise DtypeError(
+            f"generate: prompt_ids is {type(prompt_ids).__name__}; wanted token numbers: tokenizer.encode(text)."
+        )
     prompt = torch.as_tensor(prompt_ids)
     prompt = prompt.unsqueeze(0) if prompt.dim() == 1 else prompt
     if prompt.dim() != 2 or prompt.shape[0] != 1:
@@ -76,14 +80,16 @@ def generate(
         raise RangeError("generate: prompt_ids is empty; wanted at least one token to go on from.")
     if prompt.is_floating_point() or prompt.dtype == torch.bool:
         raise DtypeError(f"generate: prompt_ids has dtype {prompt.dtype}; wanted whole token numbers.")
+    if state is not None and not isinstance(state, StreamState):
+        raise StateError(f"generate: state is {type(state).__name__}; wanted a StreamState, or None for a fresh one.")
     if state is not None and state.batch_size != 1:
         raise ShapeError(f"generate: state has batch {state.batch_size}; wanted one stream: state.select([row]).")
-    if max_new_tokens < 1:
-        raise RangeError(f"generate: max_new_tokens={max_new_tokens!r}; wanted 1 or more.")
+    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        raise RangeError(f"generate: max_new_tokens={max_new_tokens!r}; wanted a whole number of at least 1.")
     if not 0.0 <= temperature < float("inf"):
         raise RangeError(f"generate: temperature={temperature!r}; wanted a number of 0 or more.")
-    if top_k is not None and top_k < 1:
-        raise RangeError(f"generate: top_k={top_k!r}; wanted 1 or more, or None for all tokens.")
+    if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
+        raise RangeError(f"generate: top_k={top_k!r}; wanted a whole number of at least 1, or None for all tokens.")
     if top_p is not None and not 0.0 < top_p <= 1.0:
         raise RangeError(f"generate: top_p={top_p!r}; wanted a share in (0, 1], or None for all tokens.")
     return _decode(lm, prompt.long(), state, max_new_tokens, temperature, top_k, top_p, seed, plasticity)

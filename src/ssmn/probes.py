@@ -131,7 +131,8 @@ def check_backend(backend: Backend, *, tolerance: float = 1e-4, seed: int = 0) -
         output, final = operation(**leaves, output_final_state=True, backend=name, **options)
         finals = [final] if isinstance(final, torch.Tensor) else [final.keys, final.values]
         (output.square().sum() + sum(part.square().sum() for part in finals)).backward()
-        return [output, *finals, *(leaf.grad for leaf in leaves.values() if leaf.grad is not None)]
+        gradients = [leaf.grad for leaf in leaves.values() if leaf.grad is not None]
+        return [*(part.detach() for part in (output, *finals)), *gradients]
 
     checks = []
     for operation, inputs, options in (

@@ -346,7 +346,7 @@ class RowReader:
 
     def _text(self) -> Iterator[str]:
         for number, line in enumerate(self._lines, start=1):
-            if not line.endswith(b"\n") and len(line) >= READ_BYTES:
+            if len(line) >= READ_BYTES:
                 raise FileError(
                     f"line {number}: longer than {READ_BYTES:,} bytes; wanted rows of comma-separated numbers."
                 )
@@ -380,10 +380,10 @@ class RowReader:
         try:
             value = float(cell)
         except ValueError:
-            raise FileError(f"line {self.line}: column {name} is {cell!r}; wanted a number.") from None
+            raise FileError(f"line {self.line}: column {name} is {cell[:40]!r}; wanted a number.") from None
         if not math.isfinite(value):
             raise FileError(
-                f"line {self.line}: column {name} is {cell.strip()}; wanted a finite number: leave the row out, "
+                f"line {self.line}: column {name} is {cell.strip()[:40]}; wanted a finite number: leave the row out, "
                 f"or fill the value in."
             )
         return value

@@ -23,7 +23,8 @@ STAGES = {
 def command(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the report.")] = Path("demo-report"),
     limit: Annotated[
-        int | None, typer.Option("--bytes", min=20_000, help="Use only this much of the text, for a quick look.")
+        int | None,
+        typer.Option("--bytes", min=20_000, help="A quick look: only this much of the text, and n = 1,000 alone."),
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads to use; torch's choice if absent.")] = None,
 ) -> None:
@@ -79,7 +80,8 @@ def _measure(console: Console, text: Any, limit: int | None) -> dict[str, Any]:
                 bar.start_task(tasks[stage])
             bar.update(tasks[stage], completed=done, total=total, remark=remark)
 
-        return text.run(limit=limit, progress=progress)
+        lengths = (1_000, 10_000) if limit is None else (1_000,)
+        return text.run(limit=limit, lengths=lengths, progress=progress)
 
 
 def _summarise(console: Console, report: Any, numbers: dict[str, Any]) -> None:

@@ -34,6 +34,7 @@ from ssmn.errors import FileError
 PACKAGE = "python3.11-doc"
 INFO_PATH = "usr/share/info/python3.11.info.gz"
 HELD_OUT_BYTES = 4_200_000
+SHORTEST_CHAPTER = 200
 SHINGLE_WORDS = 8
 NEAR_DUPLICATE_SHARE = 0.5
 
@@ -142,7 +143,7 @@ def documents(info: str) -> list[Document]:
         if part and part not in _SKIPPED:
             grouped.setdefault((part, title), []).append(clean_node(body))
     built = (Document(part, title, "\n\n".join(filter(None, texts)) + "\n") for (part, title), texts in grouped.items())
-    return [document for document in built if document.size > 200]
+    return [document for document in built if document.size >= SHORTEST_CHAPTER]
 
 
 def split(chapters: Iterable[Document], held_out_bytes: int) -> tuple[list[Document], list[Document]]:

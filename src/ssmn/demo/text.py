@@ -222,7 +222,7 @@ def read_twice(material: Material, progress: Progress = _silent) -> dict[str, An
     """
     text = material.passage(0, material.size)
     tokens = torch.from_numpy(material.tokenizer.encode(text).astype(np.int64))
-    longest = min(READING_TOKENS, len(tokens) // 2)
+    longest = min(READING_TOKENS, len(tokens) // 4)
     lengths = [SHORTEST_READING << n for n in range(20) if SHORTEST_READING << n <= longest]
     rows = []
     for index, length in enumerate(lengths):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ssmn import ops
-from ssmn.layers.checks import check_hidden
+from ssmn.layers.checks import check_hidden, check_setting, check_state, check_streams
 from ssmn.ops.common import state_dtype
 from ssmn.state import WindowState
 
@@ -40,7 +40,15 @@ class SlidingWindowAttention(nn.Module):
         sinks: bool = False,
     ) -> None:
         super().__init__()
-        self.num_heads, self.num_kv_heads = num_heads, num_kv_heads or num_heads
+        owner, kv_heads = type(self).__name__, num_heads if num_kv_heads is None else num_kv_heads
+        divides = num_heads >= 1 and hidden_dim % num_heads == 0
+        check_setting(owner, "num_heads", num_heads, divides, f"a divisor of hidden_dim={hidden_dim}")
+        shares = kv_heads >= 1 and num_heads % kv_heads == 0
+        check_setting(owner, "num_kv_heads", num_kv_heads, shares, f"a divisor of num_heads={num_heads}")
+        check_setting(owner, "window_size", window_size, window_size >= 1, "at least 1")
+        rotates = rope_theta is None or (rope_theta > 0 and hidden_dim // num_heads % 2 == 0)
+        check_setting(owner, "rope_theta", rope_theta, rotates, "a positive base with an even head width, or None")
+        self.num_heads, self.num_kv_heads = num_heads, kv_heads
         self.head_dim, self.window_size, self.rope_theta = hidden_dim // num_heads, window_size, rope_theta
         self.query = nn.Linear(hidden_dim, hidden_dim, bias=False)
         self.key = nn.Linear(hidden_dim, self.num_kv_heads * self.head_dim, bias=False)
@@ -79,9 +87,14 @@ class SlidingWindowAttention(nn.Module):
             (y [B, T, D], state).
 
         Raises:
-            ShapeError, DtypeError: An argument does not fit.
+            ShapeError, DtypeError, RangeError, StateError: An argument does not fit; the message names it.
         """
-        check_hidden(type(self).__name__, hidden, self.query.in_features)
+        owner = type(self).__name__
+        check_hidden(owner, hidden, self.query.in_features, self.query.weight)
+        streams = check_streams(owner, hidden, mask, reset, cu_seqlens)
+        if state is not None:
+            ring = (streams, self.window_size - 1, self.num_kv_heads, self.head_dim)
+            check_state(owner, state, WindowState, {"keys": ring, "values": ring, "position": (streams,)})
         query = self.query(hidden).unflatten(-1, (self.num_heads, self.head_dim))
         key = self.key(hidden).unflatten(-1, (self.num_kv_heads, self.head_dim))
         value = self.value(hidden).unflatten(-1, (self.num_kv_heads, self.head_dim))

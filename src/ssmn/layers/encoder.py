@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ssmn.layers.checks import check_hidden
+from ssmn.layers.checks import check_hidden, check_setting, check_state, check_streams
 from ssmn.ops.common import state_dtype
 from ssmn.ops.segments import shift_to_previous
 from ssmn.state import EncoderState
@@ -31,6 +31,7 @@ class SemanticEncoder(nn.Module):
 
     def __init__(self, hidden_dim: int) -> None:
         super().__init__()
+        check_setting(type(self).__name__, "hidden_dim", hidden_dim, hidden_dim >= 1, "at least 1")
         self.hidden_dim = hidden_dim
         self.gate = nn.Linear(CONTEXT * hidden_dim, hidden_dim, bias=False)
         self.up = nn.Linear(CONTEXT * hidden_dim, hidden_dim, bias=False)
@@ -65,11 +66,14 @@ class SemanticEncoder(nn.Module):
             (thought [B, T, D], state).
 
         Raises:
-            ShapeError, DtypeError: `embedding` does not fit.
+            ShapeError, DtypeError, RangeError, StateError: An argument does not fit; the message names it.
         """
-        check_hidden(type(self).__name__, embedding, self.hidden_dim)
+        owner = type(self).__name__
+        check_hidden(owner, embedding, self.hidden_dim, self.down.weight)
+        streams = check_streams(owner, embedding, mask, reset, cu_seqlens)
         if state is None:
-            state = self.init_state(embedding.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1)
+            state = self.init_state(streams)
+        check_state(owner, state, EncoderState, {"recent": (streams, CONTEXT - 1, self.hidden_dim)})
         context, recent, values = [embedding], [], embedding
         for age in range(CONTEXT - 1):
             carried = state.recent[:, CONTEXT - 2 - age].to(embedding.dtype)

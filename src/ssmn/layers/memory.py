@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -9,7 +11,7 @@ from torch.nn import functional
 from ssmn import ops
 from ssmn.config import Initialisation, Pairing, Plasticity, UpdateRule, default_decay_lambda
 from ssmn.layers.chat import InternalRecurrentChat
-from ssmn.layers.checks import check_hidden
+from ssmn.layers.checks import check_hidden, check_learning, check_setting, check_state, check_streams
 from ssmn.layers.gates import DEFAULT, DecayGate, ImportanceGate, setting
 from ssmn.ops.common import state_dtype
 from ssmn.ops.segments import shift_to_previous
@@ -61,6 +63,20 @@ class SynapticMemory(nn.Module):
         initialisation: Initialisation = "associative",
     ) -> None:
         super().__init__()
+        owner, decay = type(self).__name__, default_decay_lambda(heads) if decay_lambda is None else decay_lambda
+        for name, value, choices in (
+            ("update_rule", update_rule, get_args(UpdateRule)),
+            ("pairing", pairing, get_args(Pairing)),
+            ("initialisation", initialisation, get_args(Initialisation)),
+        ):
+            check_setting(owner, name, value, value in choices, f"one of {', '.join(choices)}")
+        divides = heads >= 1 and hidden_dim % heads == 0
+        check_setting(owner, "heads", heads, divides, f"a divisor of hidden_dim={hidden_dim}")
+        for name, value in (("plasticity_eta", plasticity_eta), ("write_threshold", write_threshold)):
+            check_setting(owner, name, value, 0.0 <= value <= 1.0, "a number in [0, 1]")
+        shares = isinstance(decay, tuple) and len(decay) == heads and all(0.0 <= share < 1.0 for share in decay)
+        check_setting(owner, "decay_lambda", decay_lambda, shares, f"a tuple of heads={heads} shares in [0, 1)")
+        check_setting(owner, "chat_rounds", chat_rounds, chat_rounds >= 0, "0 or more")
         self.hidden_dim, self.heads, self.head_dim = hidden_dim, heads, hidden_dim // heads
         self.update_rule, self.pairing, self.write_threshold = update_rule, pairing, write_threshold
         self.query = nn.Linear(hidden_dim, hidden_dim, bias=False)
@@ -71,7 +87,7 @@ class SynapticMemory(nn.Module):
         self.read_norm = nn.Parameter(torch.ones(self.head_dim))
         self.importance = ImportanceGate(hidden_dim, heads, plasticity_eta)
         self.erasure = ImportanceGate(hidden_dim, heads) if update_rule == "erase" else None
-        self.decay = DecayGate(hidden_dim, decay_lambda or default_decay_lambda(heads))
+        self.decay = DecayGate(hidden_dim, decay)
         self.chat = InternalRecurrentChat(hidden_dim, chat_rounds) if chat_rounds else None
         nn.init.ones_(self.gate.bias)
         if initialisation == "associative":
@@ -114,12 +130,16 @@ class SynapticMemory(nn.Module):
             (y [B, T, D], state). At a closed step y is a read without a write.
 
         Raises:
-            ShapeError, DtypeError, RangeError: An argument does not fit.
+            ShapeError, DtypeError, RangeError, StateError: An argument does not fit; the message names it.
         """
-        check_hidden(type(self).__name__, hidden, self.hidden_dim)
-        streams = hidden.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+        owner = type(self).__name__
+        check_hidden(owner, hidden, self.hidden_dim, self.query.weight)
+        streams = check_streams(owner, hidden, mask, reset, cu_seqlens)
+        check_learning(owner, hidden, elapsed, plasticity)
         if state is None:
             state = self.init_state(streams)
+        shapes = {"memory": (streams, self.heads, self.head_dim, self.head_dim), "previous": (streams, self.hidden_dim)}
+        check_state(owner, state, PlasticState, shapes)
         before = state.previous.to(hidden.dtype)
         previous, latest = shift_to_previous(hidden, before, mask, reset, cu_seqlens)
         paired = previous if self.pairing == "previous" else hidden
@@ -169,7 +189,7 @@ class SynapticMemory(nn.Module):
         swing = self.importance(hidden, previous)
         importance = (2 * self.importance.plasticity_eta * swing).clamp(max=1.0)
         base = chosen("plasticity_eta")
-        eta = importance if base is None else 2 * base * swing
+        eta = importance if base is None else (2 * base * swing).clamp(max=1.0)
         scale = chosen("eta_scale")
         assert scale is not None
         eta = (scale * eta).clamp(max=1.0)

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ssmn.config import Plasticity, StackConfig
-from ssmn.errors import ConfigError, DtypeError, FileError, RangeError, ShapeError, StateError
+from ssmn.errors import ConfigError, DtypeError, FileError, RangeError, StateError
 from ssmn.files import atomic_write, load_model_file, save_model_file
 from ssmn.layers.attention import SlidingWindowAttention
 from ssmn.layers.blocks import Block, build_block
-from ssmn.ops.common import check_steps, shape_text
+from ssmn.layers.checks import check_learning, check_streams
+from ssmn.ops.common import shape_text
 from ssmn.ops.segments import count_open
 from ssmn.state import State, StreamState, from_numpy, to_numpy
 
@@ -54,7 +55,13 @@ class Stack(nn.Module):
             nn.init.normal_(layer.weight, std=0.5 / math.sqrt(layer.in_features * self.config.num_layers))
 
     def init_state(self, batch_size: int) -> StreamState:
-        """The fresh state of `batch_size` streams: all zeros."""
+        """The fresh state of `batch_size` streams: all zeros.
+
+        Raises:
+            RangeError: `batch_size` is no whole number of at least 1.
+        """
+        if not isinstance(batch_size, (int, torch.SymInt)) or batch_size < 1:
+            raise RangeError(f"init_state: batch_size={batch_size!r}; wanted a whole number of at least 1.")
         layers = tuple(block.mixer.init_state(batch_size) for block in self.blocks)
         position = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
         return StreamState(self._init_front(batch_size), layers, None, position)
@@ -83,9 +90,12 @@ class Stack(nn.Module):
         Returns:
             (y [B, output], state).
         """
-        for name in ("mask", "reset", "elapsed"):
-            if options.get(name) is not None:
-                options[name] = options[name].unsqueeze(1)
+        per_step = {name: options[name] for name in ("mask", "reset", "elapsed") if options.get(name) is not None}
+        for name, value in {"x": x, **per_step}.items():
+            if not isinstance(value, Tensor) or value.dim() == 0:
+                came = "a tensor without axes" if isinstance(value, Tensor) else type(value).__name__
+                raise DtypeError(f"{type(self).__name__}.step: {name} is {came}; wanted a tensor with axis B first.")
+        options |= {name: value.unsqueeze(1) for name, value in per_step.items()}
         y, state = self(x.unsqueeze(1), state, **options)
         return y.squeeze(1), state
 
@@ -103,16 +113,9 @@ class Stack(nn.Module):
         plasticity: Plasticity | None,
     ) -> StreamState:
         """Checks everything but the input itself; returns the state to start from."""
-        owner, sizes = type(self).__name__, {"B": x.shape[0], "T": x.shape[1]}
-        streams = check_steps(owner, sizes, mask, reset, cu_seqlens)
-        if plasticity is not None and not isinstance(plasticity, Plasticity):
-            raise DtypeError(f"{owner}: plasticity is {type(plasticity).__name__}; wanted ssmn.Plasticity(...).")
-        if elapsed is not None:
-            if not isinstance(elapsed, Tensor) or tuple(elapsed.shape) != tuple(x.shape[:2]):
-                came = shape_text(elapsed) if isinstance(elapsed, Tensor) else type(elapsed).__name__
-                raise ShapeError(f"{owner}: elapsed is {came}; wanted a tensor [B, T] = {list(x.shape[:2])}.")
-            if not torch.compiler.is_compiling() and not bool((elapsed.isfinite() & (elapsed >= 0)).all()):
-                raise RangeError(f"{owner}: elapsed has negative or non-finite times; wanted finite times ≥ 0.")
+        owner = type(self).__name__
+        streams = check_streams(owner, x, mask, reset, cu_seqlens)
+        check_learning(owner, x, elapsed, plasticity)
         if state is None:
             return self.init_state(streams)
         if not isinstance(state, StreamState):
@@ -123,7 +126,10 @@ class Stack(nn.Module):
                 "use state.select, state.merge or model.init_state."
             )
         if len(state.layers) != len(self.blocks):
-            raise StateError(f"{owner}: the state has {len(state.layers)} layers, the model {len(self.blocks)}.")
+            raise StateError(
+                f"{owner}: the state has {len(state.layers)} layers, the model {len(self.blocks)}; "
+                "use the model that made the state, or model.init_state."
+            )
         return state
 
     def _run(

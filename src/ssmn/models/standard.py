@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ssmn.config import Plasticity, SSMNConfig, StackConfig
 from ssmn.errors import DtypeError, RangeError, ShapeError
+from ssmn.layers.checks import check_dtype
 from ssmn.models.stack import Stack
 from ssmn.ops.common import shape_text
 from ssmn.state import StreamState
@@ -70,6 +71,7 @@ class SSMN(Stack):
             raise DtypeError(f"SSMN: x is {came}; wanted a floating tensor [B, T, {self.config.input_dim}].")
         if x.dim() != 3 or x.shape[-1] != self.config.input_dim:
             raise ShapeError(f"SSMN: x has shape {shape_text(x)}; wanted [B, T, input_dim={self.config.input_dim}].")
+        check_dtype("SSMN", "x", x, self.input.weight)
         state = self._check_steps(x, state, mask, reset, cu_seqlens, elapsed, plasticity)
         if mask is not None:
             x = torch.where(mask.unsqueeze(-1), x, 0.0)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ssmn.config import Plasticity, StackConfig, TextSSMNConfig
-from ssmn.errors import DtypeError, RangeError, ShapeError
+from ssmn.errors import DtypeError, RangeError, ShapeError, StateError
 from ssmn.layers.encoder import SemanticEncoder
 from ssmn.models.stack import Stack
 from ssmn.ops.common import shape_text
@@ -91,7 +91,8 @@ class TextSSMN(Stack):
                 )
         x, front = self.embedding(input_ids), None
         if self.encoder is not None:
-            assert isinstance(state.front, EncoderState)
+            if not isinstance(state.front, EncoderState):
+                raise StateError("TextSSMN: the state has no part for the semantic encoder; use model.init_state.")
             x, front = self.encoder(x, state.front, mask=mask, reset=reset, cu_seqlens=cu_seqlens)
         hidden, state = self._run(x, state, front, mask, reset, cu_seqlens, elapsed, plasticity)
         logits = functional.linear(hidden, self.embedding.weight) if self.output is None else self.output(hidden)

@@ -107,7 +107,8 @@ def check_steps(
     if cu_seqlens is None:
         return batch
     if not isinstance(cu_seqlens, Tensor) or cu_seqlens.dtype not in (torch.int32, torch.int64) or cu_seqlens.dim() != 1:
-        raise DtypeError(f"{op}: cu_seqlens must be a 1-d int32 or int64 tensor [N + 1] of segment boundaries.")
+        came = f"{cu_seqlens.dtype} {shape_text(cu_seqlens)}" if isinstance(cu_seqlens, Tensor) else type(cu_seqlens).__name__
+        raise DtypeError(f"{op}: cu_seqlens is {came}; wanted an int32 or int64 tensor [N + 1] of segment boundaries.")
     if batch != 1:
         raise ShapeError(f"{op}: cu_seqlens packs the segments into one row, but B={batch}; wanted B=1.")
     if not torch.compiler.is_compiling():

@@ -194,11 +194,13 @@ def memory_read(q: Tensor, trace: MemoryTrace) -> Tensor:
         raise DtypeError(f"memory_read: trace is {type(trace).__name__}; wanted what memory_write returned first.")
     sizes: dict[str, int] = {}
     check_tensor("memory_read", "q", q, "B T H K", sizes)
-    packed = trace.cu_seqlens is not None and trace.backend == "chunked"
-    if q.shape[2:] != trace.keys.shape[2:] or not packed and q.shape != trace.keys.shape:
+    batch, time = trace.keys.shape[:2]
+    if trace.cu_seqlens is not None and trace.backend == "chunked":  # its keys have a row per segment
+        batch, time = 1, int(trace.cu_seqlens[-1])
+    if q.shape != (batch, time, *trace.keys.shape[2:]):
         raise ShapeError(
             f"memory_read: q has shape {shape_text(q)} but the trace was written with keys "
-            f"{shape_text(trace.keys)}; both must be [B, T, H, K]."
+            f"{[batch, time, *trace.keys.shape[2:]]}; both must be [B, T, H, K]."
         )
     return _read(q, trace)
 
@@ -318,7 +320,7 @@ def window_attention(
         raise ShapeError(f"{op}: q has {sizes['Hq']} heads and k has {sizes['Hkv']}; k's heads must divide q's.")
     if sizes["D"] == 0:
         raise ShapeError(f"{op}: q has shape {shape_text(q)}; wanted a head width D of at least 1.")
-    if rope_theta is not None and (sizes["D"] % 2 or not rope_theta > 0):
+    if rope_theta is not None and (sizes["D"] % 2 or not isinstance(rope_theta, (int, float)) or not rope_theta > 0):
         raise RangeError(
             f"{op}: rope_theta={rope_theta!r} with head width {sizes['D']}; wanted a positive base and an even width, "
             "or rope_theta=None."

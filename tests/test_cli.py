@@ -1,0 +1,301 @@
+"""The command line: help, exit codes, one clear line on failure, and the verbs that stream."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import ssmn.native
+from ssmn import cli
+from ssmn.cli import VERBS, main
+from ssmn.errors import FileError
+from ssmn.state import StreamState
+from tiny import save_row_model, save_text_model
+
+SUB_VERBS = [("bench", "seed-table"), ("bench", "soak"), ("state", "info"), ("state", "fork"), ("state", "diff")]
+TEXT = "The first line\nthe second one\nThe first line\n"
+
+
+@pytest.fixture(scope="module")
+def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_text_model(tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture(scope="module")
+def row_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_row_model(tmp_path_factory.mktemp("rows"))
+
+
+class Runner:
+    """Runs the command line in this process, with a given standard input."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        self._capsys, self._monkeypatch = capsys, monkeypatch
+
+    def __call__(self, *words: object, stdin: str | bytes = b"", code: int = 0) -> str:
+        data = stdin.encode() if isinstance(stdin, str) else stdin
+        self._monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
+        returned = main([str(word) for word in words])
+        self.out, self.err = self._capsys.readouterr()
+        assert returned == code, self.err or self.out
+        return self.out
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Runner:
+    return Runner(capsys, monkeypatch)
+
+
+@pytest.mark.parametrize("words", [(verb,) for verb in VERBS] + SUB_VERBS, ids=" ".join)
+def test_help_has_an_example(run: Runner, words: tuple[str, ...]) -> None:
+    out = " ".join(run(*words, "--help").replace("│", " ").split())
+    if words not in [("state",), ("bench",)]:
+        assert "Example: ssmn " + " ".join(words) in out
+
+
+def test_the_overview_names_every_verb_and_loads_nothing_heavy() -> None:
+    script = "import sys; from ssmn.cli import main; main(['--help']); print(*sorted(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert all(verb in out for verb in VERBS)
+    assert not {"torch", "numpy", "tokenizers", "ssmn.cli.train"} & set(out.splitlines()[-1].split())
+
+
+def test_version_and_no_verb(run: Runner) -> None:
+    assert run("--version") == "ssmn 0.1.0\n"
+    run(code=2)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("nope",), ("generate", "x", "-n", "0"), ("generate", "--nope"), ("stream", "--per", "word"), ("doctor", "x")],
+)
+def test_wrong_usage_exits_with_2(run: Runner, words: tuple[str, ...]) -> None:
+    run(*words, code=2)
+    assert run.err
+    assert "Traceback" not in run.err
+
+
+def test_a_failure_is_one_line_and_exits_with_1(run: Runner, tmp_path: Path) -> None:
+    run("generate", "x", "--model", tmp_path, code=1)
+    assert run.err == f"ssmn: {tmp_path}: no config.json; wanted a folder written by save_pretrained or `ssmn train`.\n"
+    assert run.out == ""
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match=r"no config\.json"):
+        main(["generate", "x", "--model", str(tmp_path), "--debug"])
+
+
+def test_debug_after_two_dashes_belongs_to_the_verb(run: Runner, tmp_path: Path) -> None:
+    run("generate", "--model", tmp_path, "--", "--debug", code=1)
+    assert "no config.json" in run.err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (ValueError("two\nlines"), 1, "ssmn: ValueError: two lines (--debug shows where)\n"),
+        (OSError(28, "No space left on device"), 1, "ssmn: [Errno 28] No space left on device\n"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_what_becomes_of_other_errors(
+    run: Runner, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, line: str
+) -> None:
+    def command() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "import_module", lambda name: SimpleNamespace(command=command))
+    run("doctor", code=code)
+    assert run.err == line
+
+
+def table(out: str, separator: str = "\t") -> list[list[str]]:
+    return [line.split(separator) for line in out.splitlines()]
+
+
+def test_stream_gives_surprise_per_line(run: Runner, text_folder: Path) -> None:
+    head, *lines = table(run("stream", "--model", text_folder, stdin=TEXT))
+    assert head == ["line", "bytes", "bits", "bits_per_byte", "text"]
+    assert [(line[0], line[1], line[4]) for line in lines] == [
+        ("1", "15", "The first line"),
+        ("2", "15", "the second one"),
+        ("3", "15", "The first line"),
+    ]
+    records = [json.loads(line) for line in run("stream", "--model", text_folder, "--jsonl", stdin=TEXT).splitlines()]
+    assert [str(record["bits"]) for record in records] == [line[2] for line in lines]
+
+
+def test_stream_escapes_what_would_break_the_table(run: Runner, text_folder: Path) -> None:
+    _, line = table(run("stream", "--model", text_folder, stdin="a\tb\\c\r\n"))
+    assert line[4] == "a\\tb\\\\c\\r"
+
+
+def test_stream_gives_surprise_per_byte(run: Runner, text_folder: Path) -> None:
+    head, *rows = table(run("stream", "--model", text_folder, "--per", "byte", stdin="né\n"))
+    assert head == ["offset", "byte", "bits"]
+    assert [row[:2] for row in rows] == [["0", "110"], ["1", "195"], ["2", "169"], ["3", "10"]]
+
+
+def test_stream_goes_on_from_its_state(run: Runner, text_folder: Path, tmp_path: Path) -> None:
+    whole = [float(row[2]) for row in table(run("stream", "--model", text_folder, stdin=TEXT))[1:]]
+    state = tmp_path / "log.safetensors"
+    parts = []
+    for line in TEXT.splitlines(keepends=True):
+        parts += [
+            float(row[2]) for row in table(run("stream", "--model", text_folder, "--state", state, stdin=line))[1:]
+        ]
+    np.testing.assert_allclose(parts, whole, atol=0.002)
+    assert StreamState.load(state).position.item() == len(TEXT)
+
+
+def test_frozen_and_plastic_streams_differ(run: Runner, text_folder: Path) -> None:
+    words = ("stream", "--model", text_folder)
+    outs = {
+        options: run(*words, *options, stdin=TEXT * 3)
+        for options in [(), ("--frozen",), ("--eta", "0.1"), ("--eta-scale", "2"), ("--decay", "0.5")]
+    }
+    assert len(set(outs.values())) == len(outs)
+    run(*words, "--eta", "1.5", code=1)
+    assert "plasticity_eta=1.5; wanted finite numbers in [0, 1]" in run.err
+
+
+def test_stream_predicts_rows(run: Runner, row_folder: Path) -> None:
+    rows = table(run("stream", "--model", row_folder, stdin="load,heat\n0.5,1\n0.25,2\n"), ",")
+    assert rows[0] == ["line", "next_load", "next_heat"]
+    assert [row[0] for row in rows[1:]] == ["2", "3"]
+    chosen = run("stream", "--model", row_folder, "--columns", "load, heat", stdin="day,heat,load\nx,1,0.5\ny,2,0.25\n")
+    assert table(chosen, ",") == rows
+
+
+def test_a_bad_row_is_named_and_the_rest_is_kept(run: Runner, row_folder: Path, tmp_path: Path) -> None:
+    state = tmp_path / "rows.safetensors"
+    run("stream", "--model", row_folder, "--state", state, stdin="1,2\n3,4\nnan,1\n", code=1)
+    assert run.err.startswith("ssmn: line 3: column 1 is nan; wanted a finite number")
+    assert len(run.out.splitlines()) == 3
+    assert StreamState.load(state).position.item() == 2
+
+
+def test_options_of_the_other_kind_are_refused(run: Runner, text_folder: Path, row_folder: Path) -> None:
+    run("stream", "--model", text_folder, "--columns", "a", code=1)
+    assert "--columns and --header are for rows of numbers, but the model reads text" in run.err
+    run("stream", "--model", row_folder, "--per", "byte", code=1)
+    assert "--per is for text, but the model reads rows of numbers" in run.err
+    run("generate", "x", "--model", row_folder, code=1)
+    assert "holds a Standard model; wanted a text model" in run.err
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused(run: Runner, text_folder: Path, tmp_path: Path) -> None:
+    from ssmn.training import Tokenizer
+
+    for file in text_folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    Tokenizer.train_bpe(["some some some text"], 260).save(tmp_path / "tokenizer.json")
+    run("stream", "--model", tmp_path, code=1)
+    assert "tokens, but the model has vocab_size=256; wanted the tokenizer that was saved with the model" in run.err
+
+
+def stream_process(folder: Path, *words: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "ssmn", "stream", "--model", str(folder), *words]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_a_live_stream_answers_at_once_and_ctrl_c_saves_it(text_folder: Path, tmp_path: Path) -> None:
+    state = tmp_path / "live.safetensors"
+    with stream_process(text_folder, "--state", str(state)) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"hello\n")
+        process.stdin.flush()
+        assert process.stdout.readline().startswith(b"line\t")
+        assert process.stdout.readline().startswith(b"1\t6\t")
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert process.stderr is not None
+        assert b"Traceback" not in process.stderr.read()
+    assert StreamState.load(state).position.item() == 6
+
+
+def test_a_reader_that_leaves_ends_the_stream_quietly(text_folder: Path) -> None:
+    with stream_process(text_folder) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdin.write(b"hello\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        process.stdout.close()
+        process.stdin.write(b"world\n")
+        process.stdin.close()
+        assert process.wait(60) == 1
+        assert process.stderr.read() == b""
+
+
+def test_generate_repeats_with_a_seed_and_remembers(run: Runner, text_folder: Path, tmp_path: Path) -> None:
+    words = ("generate", "Hello", "--model", text_folder, "-n", 12)
+    assert run(*words, "--seed", 1) == run(*words, "--seed", 1) != run(*words, "--seed", 2)
+    assert run(*words, "--seed", 1) == run(*words[:1], *words[2:], "--seed", 1, stdin="Hello")
+    state = tmp_path / "monday.safetensors"
+    for position in (17, 34):
+        run(*words, "--state", state)
+        assert StreamState.load(state).position.item() == position
+
+
+def test_generate_wants_a_prompt(run: Runner, text_folder: Path) -> None:
+    run("generate", "--model", text_folder, code=1)
+    assert run.err == "ssmn: generate: the prompt is empty; give a text as argument or on standard input.\n"
+
+
+def test_a_state_of_several_streams_is_refused(run: Runner, text_folder: Path, tmp_path: Path) -> None:
+    from ssmn.models import load_model
+
+    model = load_model(text_folder)
+    state = tmp_path / "two.safetensors"
+    model.init_state(2).save(state, model)
+    run("stream", "--model", text_folder, "--state", state, code=1)
+    assert f"{state}: holds 2 streams; wanted one" in run.err
+
+
+def test_doctor_says_what_runs(run: Runner) -> None:
+    out = run("doctor")
+    for title in ("Versions", "Machine", "Native library", "Backends", "Extras", "Self-test"):
+        assert title in out
+    report = json.loads(run("doctor", "--json"))
+    assert report["backends"]["float64"]["auto"] == "chunked"
+    assert all(test["passed"] for test in report["self_test"])
+
+
+def test_doctor_without_the_native_library(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    absent = SimpleNamespace(
+        available=False, reason="no compiler was found", path=None, version=None, instruction_set=None, compiler=None
+    )
+    monkeypatch.setattr(ssmn.native, "status", lambda: absent)
+    out = " ".join(run("doctor").split())
+    assert "not in use: no compiler was found" in out
+    assert "make setup" in out
+    assert {test["backend"] for test in json.loads(run("doctor", "--json"))["self_test"]} == {"chunked"}
+
+
+def test_bench_prints_a_table_and_keeps_the_record(run: Runner, tmp_path: Path) -> None:
+    kept = tmp_path / "record.json"
+    out = run("bench", "seed-table", "--n", 40, "--w", 8, "--repeats", 1, "--json", kept)
+    assert "1,600" in out
+    assert "taking turns" in " ".join(out.split())
+    record = json.loads(kept.read_text())
+    assert record["settings"] == {"lengths": [40], "window": 8, "repeats": 1}
+
+
+def test_bench_soak_prints_what_it_saw(run: Runner) -> None:
+    out = run("bench", "soak", "--tokens", 300)
+    assert "all finite" in out
+    assert "last tenth ÷ second" in out

@@ -1,0 +1,89 @@
+"""Every example runs, stays short, and shows what it says it shows."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+LONGEST = 80
+
+
+def row(output: str, beginning: str) -> list[float]:
+    """The numbers at the end of the line that begins so."""
+    line = next(line for line in output.splitlines() if line.startswith(beginning))
+    found: list[float] = []
+    for word in reversed(line.removeprefix(beginning).split()):
+        try:
+            found.insert(0, float(word))
+        except ValueError:
+            break
+    return found
+
+
+def follow_a_system(output: str) -> None:
+    learning, frozen = row(output, "32 to 62")
+    assert learning < frozen / 2
+
+
+def fork_and_rollback(output: str) -> None:
+    assert "position [500]" in output
+    assert "then the second alone: [1001]" in output
+    assert "saved and loaded: identical" in output
+    assert "equal to the bit: True" in output
+
+
+def memory_in_your_model(output: str) -> None:
+    assert row(output, "pieces equal")[0] <= 1e-5
+    assert "key projection: True" in output
+    assert "read (2, 40, 1, 8) memory (2, 1, 8, 8)" in output
+
+
+def packed_and_padded(output: str) -> None:
+    assert "positions [5, 90, 33]" in output
+    differences = [float(text) for text in re.findall(r"^(?:packed|padded|resets) (\S+)", output, re.MULTILINE)]
+    assert len(differences) == 3
+    assert max(differences) <= 1e-12
+
+
+def train_on_a_stream(output: str) -> None:
+    learning, frozen = row(output, "memory on"), row(output, "frozen")
+    assert learning[1] < learning[0]
+    assert frozen[1] == pytest.approx(frozen[0], rel=0.02)
+
+
+def tune_the_memory(output: str) -> None:
+    assert row(output, "long-term")[-1] > row(output, "as trained")[-1]
+    assert "bit-identical: True" in output
+
+
+CASES: dict[Callable[[str], None], dict[str, Any]] = {
+    follow_a_system: {"steps": 40},
+    fork_and_rollback: {},
+    memory_in_your_model: {},
+    packed_and_padded: {},
+    train_on_a_stream: {"steps": 60},
+    tune_the_memory: {},
+}
+"""What to look for in the output of the example of the same name, and the settings that make it quick."""
+
+
+def test_every_example_has_a_check() -> None:
+    assert {check.__name__ for check in CASES} == {path.stem for path in EXAMPLES.glob("*.py")}
+
+
+@pytest.mark.parametrize("check", CASES, ids=lambda check: check.__name__)
+def test_example(check: Callable[[str], None], capsys: pytest.CaptureFixture[str]) -> None:
+    path = EXAMPLES / f"{check.__name__}.py"
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST
+    spec = importlib.util.spec_from_file_location(f"example_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.main(**CASES[check])
+    check(capsys.readouterr().out)
