@@ -62,6 +62,7 @@ def assert_identical(got: Mapping[str, Tensor], want: Mapping[str, Tensor]) -> N
     """Bit by bit."""
     assert got.keys() == want.keys()
     for name, reference in want.items():
+        assert got[name].dtype == reference.dtype, f"{name}: {got[name].dtype} instead of {reference.dtype}"
         assert torch.equal(got[name], reference), f"{name} differs"
 
 

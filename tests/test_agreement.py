@@ -213,13 +213,13 @@ def test_constant_keys_stay_accurate_in_float32(
     monkeypatch.setattr(chunked, "MEMORY_CHUNK", chunk)
     time = 2 * chunk + 5
     key = torch.randn(1, 1, 2, 9) + wobble * torch.randn(1, time, 2, 9)
-    inputs = {
-        "q": torch.randn(1, time, 2, 9),
-        "k": torch.nn.functional.normalize(key, dim=-1),
-        "v": torch.randn(1, time, 2, 6),
-        "eta": torch.full((1, time, 2), 0.95),
-        "log_decay": torch.zeros(1, time, 2),
-    }
+    inputs = dict[str, Any](
+        q=torch.randn(1, time, 2, 9),
+        k=torch.nn.functional.normalize(key, dim=-1),
+        v=torch.randn(1, time, 2, 6),
+        eta=torch.full((1, time, 2), 0.95),
+        log_decay=torch.zeros(1, time, 2),
+    )
     got = ops.synaptic_memory(**inputs, output_final_state=True, backend=backend)
     wide = {name: x.double() for name, x in inputs.items()}
     wanted = ops.synaptic_memory(**wide, output_final_state=True, backend="reference")

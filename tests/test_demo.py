@@ -64,7 +64,8 @@ def test_the_numbers_hold_together(report: Path) -> None:
     numbers = json.loads((report / "numbers.json").read_text())
     reading = numbers["reading"]
     assert reading["bytes"] == 30_000
-    assert reading["points"][-1]["tokens"] == reading["tokens"]
+    assert len(reading["points"]) > 3
+    assert reading["points"][-1]["tokens"] <= reading["tokens"]
     assert 0 < reading["bits_per_byte"] < 8
     passage = numbers["passage"]
     assert passage["kilobytes"][-1] == pytest.approx(passage["bytes"] / 1e3)

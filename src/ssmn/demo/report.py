@@ -276,7 +276,8 @@ def _facts(numbers: Mapping[str, Any], command: str) -> list[tuple[str, str]]:
         ("Text", "held-out chapters of the Python 3.11 documentation (PSF licence); the model was trained on others"),
         (
             "Machine",
-            f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads, torch {machine['torch']}",
+            f"{machine['processor']}, {machine['cores']} cores, torch {machine['torch']}; threads: "
+            f"{numbers['model']['threads']} for the small model, {machine['threads']} for the table",
         ),
         (
             "Made by",

@@ -11,11 +11,12 @@ import lzma
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ from ssmn.models import TextSSMN
 from ssmn.probes import machine, resident_bytes
 from ssmn.state import StreamState
 from ssmn.stream import Stream
-from ssmn.streaming import PIECE, ByteSource, line_surprise, surprise_bits, token_bits
+from ssmn.streaming import PIECE, ByteSource, LineSurprise, line_surprise, surprise_bits, token_bits
 from ssmn.training.tokenizer import Tokenizer
 
 ASSETS = resources.files("ssmn.demo") / "assets"
@@ -86,30 +87,79 @@ class Material:
             raise FileError(f"demo: {limit:,} bytes of text are too few to show anything; wanted at least 20,000.")
         return cls(model, Tokenizer.load(folder / "model" / "tokenizer.json"), path, min(size, limit or size))
 
-    def open(self) -> ByteSource:
-        """The text from its beginning, unpacked as it is read."""
-        return cast("ByteSource", _Limited(lzma.open(self.path), self.size))
+    def line_start(self, offset: int) -> int:
+        """Where the first line at or after `offset` begins."""
+        with lzma.open(self.path) as file:
+            return 0 if offset == 0 else self._to_line(file, offset)
 
-    def passage(self, start: int, length: int) -> bytes:
-        """About `length` bytes from about `start`, cut at line ends."""
+    @contextmanager
+    def opened(self, start: int, end: int) -> Iterator[ByteSource]:
+        """The text from `start` to `end`, unpacked as it is read."""
         with lzma.open(self.path) as file:
             file.seek(start)
-            if start:
-                file.readline()
-            data = file.read(min(length, max(0, self.size - file.tell())))
+            yield _Limited(file, end - start)
+
+    def passage(self, start: int, length: int) -> bytes:
+        """The whole lines of about `length` bytes from `start` on."""
+        with lzma.open(self.path) as file:
+            begin = self._to_line(file, start) if start else 0
+            data = file.read(min(length, self.size - begin))
         return data[: data.rindex(b"\n") + 1]
+
+    @staticmethod
+    def _to_line(file: lzma.LZMAFile, offset: int) -> int:
+        file.seek(offset - 1)
+        file.readline()
+        return file.tell()
 
 
 class _Limited:
-    """The first `size` bytes of a file."""
+    """The next `size` bytes of a file."""
 
     def __init__(self, file: lzma.LZMAFile, size: int) -> None:
         self._file, self._left = file, size
 
-    def read1(self, size: int) -> bytes:
+    def read1(self, size: int, /) -> bytes:
         data = self._file.read1(min(size, self._left)) if self._left else b""
         self._left -= len(data)
         return data
+
+
+class _Meter:
+    """Takes the lines of a stream and notes, every so many bytes, how far it is, how fast, and what it holds."""
+
+    def __init__(self, stream: Stream, size: int, progress: Progress) -> None:
+        self._stream, self._size, self._progress = stream, size, progress
+        self._due = self._stride = max(1, size // POINTS)
+        self._last = (time.perf_counter(), 0, 0, 0.0)
+        self.bytes, self.bits = 0, 0.0
+        self.points: list[dict[str, float]] = []
+
+    def add(self, line: LineSurprise) -> None:
+        self.bytes += line.bytes
+        self.bits += line.bits
+        now = (time.perf_counter(), int(self._stream.position), self.bytes, self.bits)
+        seconds, tokens, read, bits = (new - old for new, old in zip(now, self._last, strict=True))
+        # Lines come in batches, after the model has read them all; only the first of a batch finds new tokens.
+        if self.bytes < self._due or not tokens:
+            return
+        point = {
+            "bytes": self.bytes,
+            "tokens": now[1],
+            "resident_bytes": resident_bytes(),
+            "tokens_per_second": tokens / seconds,
+            "bits_per_byte": bits / read,
+        }
+        self.points.append(point)
+        self._last = now
+        self._due = self.bytes + self._stride
+        self._progress(
+            "read",
+            self.bytes,
+            self._size,
+            f"{point['tokens_per_second']:,.0f} tokens/s   {point['resident_bytes'] / 2**20:,.1f} MiB   "
+            f"{point['bits_per_byte']:.2f} bits/byte",
+        )
 
 
 def read_through(material: Material, progress: Progress = _silent) -> tuple[dict[str, Any], StreamState]:
@@ -120,58 +170,35 @@ def read_through(material: Material, progress: Progress = _silent) -> tuple[dict
         bits_per_byte) and totals; and the stream's state where `compare_readings` begins.
     """
     stream = Stream(material.model)
-    stride = max(1, material.size // POINTS)
-    points: list[dict[str, float]] = []
-    read = bits = stretch_bits = 0.0
-    stretch_bytes, due, halfway = 0, stride, None
-    begin = last = time.perf_counter()
-    tokens_before = 0
-    for line in line_surprise(stream, material.tokenizer, material.open()):
-        read += line.bytes
-        bits += line.bits
-        stretch_bytes += line.bytes
-        stretch_bits += line.bits
-        if halfway is None and read >= PASSAGE_AT * material.size:
-            halfway = stream.state
-        if read >= due or read >= material.size:
-            now, tokens = time.perf_counter(), int(stream.position)
-            if tokens > tokens_before:
-                points.append(
-                    {
-                        "bytes": read,
-                        "tokens": tokens,
-                        "resident_bytes": resident_bytes(),
-                        "tokens_per_second": (tokens - tokens_before) / (now - last),
-                        "bits_per_byte": stretch_bits / stretch_bytes,
-                    }
-                )
-                last, tokens_before, stretch_bits, stretch_bytes = now, tokens, 0.0, 0
-                progress("read", read, material.size, _remark(points[-1]))
-            due += stride
-    config = material.model.config
+    meter = _Meter(stream, material.size, progress)
+    middle = material.line_start(int(PASSAGE_AT * material.size))
+    start = time.perf_counter()
+    for begin, end in ((0, middle), (middle, material.size)):
+        state_at_middle = stream.state
+        with material.opened(begin, end) as source:
+            for line in line_surprise(stream, material.tokenizer, source):
+                meter.add(line)
+    seconds = time.perf_counter() - start
+    progress("read", material.size, material.size)
+
+    points, config = meter.points, material.model.config
     tenth = max(1, len(points) // 10)
     early, late = points[tenth : 2 * tenth] or points, points[-tenth:]
 
     def median(name: str, stretch: list[dict[str, float]]) -> float:
         return statistics.median(point[name] for point in stretch)
 
-    summary = {
+    return {
         "points": points,
-        "bytes": read,
+        "bytes": meter.bytes,
         "tokens": int(stream.position),
-        "seconds": time.perf_counter() - begin,
-        "bits_per_byte": bits / read,
+        "seconds": seconds,
+        "bits_per_byte": meter.bits / meter.bytes,
         "state_bytes": stream.state.nbytes,
         "resident_bytes_growth": median("resident_bytes", late) - median("resident_bytes", early),
         "last_to_second_tenth": median("tokens_per_second", late) / median("tokens_per_second", early),
-        "cache_bytes_per_token": 2 * 4 * config.num_layers * config.num_heads * (config.hidden_dim // config.num_heads),
-    }
-    return summary, halfway if halfway is not None else stream.state
-
-
-def _remark(point: Mapping[str, float]) -> str:
-    memory = point["resident_bytes"] / 2**20
-    return f"{point['tokens_per_second']:,.0f} tokens/s   {memory:,.1f} MiB   {point['bits_per_byte']:.2f} bits/byte"
+        "cache_bytes_per_token": 2 * 4 * config.num_layers * config.hidden_dim,
+    }, state_at_middle
 
 
 def compare_readings(material: Material, state: StreamState, progress: Progress = _silent) -> dict[str, Any]:
@@ -185,8 +212,7 @@ def compare_readings(material: Material, state: StreamState, progress: Progress 
     Returns:
         `bytes`; `kilobytes` and `bits_per_byte` (by way, in bins along the passage); `mean` by way.
     """
-    length = min(PASSAGE_BYTES, int(material.size * (1 - PASSAGE_AT)))
-    passage = material.passage(int(PASSAGE_AT * material.size), length)
+    passage = material.passage(int(PASSAGE_AT * material.size), PASSAGE_BYTES)
     ways: dict[str, tuple[StreamState, Plasticity | None]] = {
         "on": (state, None),
         "reset": (state.reset_memory(), None),
@@ -279,7 +305,7 @@ def tell_story(material: Material, state: StreamState, progress: Progress = _sil
     model, tokenizer = material.model, material.tokenizer
     size = min(STORY_BYTES, material.size // 8)
     passage = material.passage(int(0.8 * material.size), size)
-    other = material.passage(int(0.4 * material.size), size)
+    other = material.passage(int(0.9 * material.size), size)
     before = state.clone()
 
     with tempfile.TemporaryDirectory() as folder:
@@ -332,11 +358,22 @@ def tell_story(material: Material, state: StreamState, progress: Progress = _sil
     }
 
 
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def run(
     *,
     limit: int | None = None,
     lengths: tuple[int, ...] = (1_000, 10_000),
     repeats: int = 3,
+    threads: int = 1,
     progress: Progress = _silent,
 ) -> dict[str, Any]:
     """The whole demonstration as numbers.
@@ -344,7 +381,8 @@ def run(
     Args:
         limit: Uses this many bytes of the text at most (20,000 or more).
         lengths: Sequence lengths of the seed's table.
-        repeats: Timed runs in the seed's table.
+        repeats: Timed runs in the seed's table, which takes torch's number of threads.
+        threads: For the small model. More gain little at its size, and cost much on a busy machine.
         progress: Told where each measurement stands.
 
     Returns:
@@ -355,13 +393,14 @@ def run(
     """
     started = time.perf_counter()
     material = Material.shipped(limit)
-    reading, state = read_through(material, progress)
-    results: dict[str, Any] = {
-        "reading": reading,
-        "passage": compare_readings(material, state, progress),
-        "twice": read_twice(material, progress),
-        "story": tell_story(material, state, progress),
-    }
+    with _threads(threads):
+        reading, state = read_through(material, progress)
+        results: dict[str, Any] = {
+            "reading": reading,
+            "passage": compare_readings(material, state, progress),
+            "twice": read_twice(material, progress),
+            "story": tell_story(material, state, progress),
+        }
     count = 0
 
     def table_progress(remark: str) -> None:
@@ -373,7 +412,11 @@ def run(
     progress("table", len(lengths), len(lengths))
     return {
         "machine": machine(),
-        "model": {"parameters": material.model.num_parameters(), "config": material.model.config.to_dict()},
+        "model": {
+            "parameters": material.model.num_parameters(),
+            "config": material.model.config.to_dict(),
+            "threads": threads,
+        },
         "seconds": time.perf_counter() - started,
         **results,
     }

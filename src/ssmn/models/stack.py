@@ -163,7 +163,7 @@ class Stack(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
-        """Reads what `save_pretrained` wrote; nothing in the files is executed.
+        """Reads what `save_pretrained` wrote, in the dtype it was saved in; nothing in the files is executed.
 
         Raises:
             FileError: A file is missing, damaged, or of another kind of model.
@@ -185,7 +185,10 @@ class Stack(nn.Module):
             want = shape_text(wanted[name]) if name in wanted else "no such tensor"
             if came != want:
                 raise FileError(f"{path}: {name} is {came}; {CONFIG_FILE} wants {want}.")
-        model.load_state_dict(tensors)
+        dtypes = {tensor.dtype for tensor in tensors.values()}
+        if len(dtypes) > 1 or not next(iter(dtypes)).is_floating_point:
+            raise FileError(f"{path}: holds weights of {', '.join(sorted(map(str, dtypes)))}; wanted one floating dtype.")
+        model.to(dtypes.pop()).load_state_dict(tensors)
         return model
 
 
