@@ -236,7 +236,7 @@ def partition_with_masks_and_resets(subject: Subject) -> None:
 
 def one_by_one(subject: Subject) -> None:
     """Step after step equals the whole."""
-    batch, time = 3, subject.window + 7
+    batch, time = 2, subject.window + 7
     inputs, state = subject.inputs(batch, time), subject.started(batch)
 
     def stepwise(inputs: Inputs, state: State) -> tuple[Tensor, State]:
@@ -328,7 +328,7 @@ def padding(subject: Subject) -> None:
 
 def rows(subject: Subject) -> None:
     """A batch row equals the row alone."""
-    batch, time = 5, CHUNK + 2
+    batch, time = 9, CHUNK + 2
     inputs, state = subject.inputs(batch, time), subject.started(batch)
     alone = evaluate(subject, lambda x, s: apart(subject, x, s), inputs, state)
     assert_close(evaluate(subject, subject.run, inputs, state), alone, subject.tolerance)
@@ -336,7 +336,7 @@ def rows(subject: Subject) -> None:
 
 def nothing(subject: Subject) -> None:
     """T = 0 changes nothing, bit by bit; the gradient passes through."""
-    batch = 3
+    batch = 2
     with torch.no_grad():  # ring slots that no step has reached pass no gradient: fill them
         state = subject.run(subject.inputs(batch, subject.window), subject.started(batch))[1]
     inputs = subject.inputs(batch, 0)
@@ -356,7 +356,7 @@ def nothing(subject: Subject) -> None:
 
 def resets(subject: Subject) -> None:
     """A reset inside a row equals separate runs; also where the step of the reset is closed."""
-    batch, time = 3, TIME
+    batch, time = 2, TIME
     inputs, state, reset = subject.inputs(batch, time), subject.started(batch), sample_resets(batch, time)
     mask = random_steps(batch, time, 0.8, seed=4)
     for opened in (torch.ones_like(mask), mask):
@@ -461,7 +461,7 @@ class WindowOp(Subject):
     """`window_attention`."""
 
     silent = True
-    heads, kv_heads, dim = 6, 3, 4
+    heads, kv_heads, dim = 8, 4, 12
 
     def __init__(
         self, backend: Backend, dtype: torch.dtype, window: int, rope_theta: float | None = None, sinks: bool = False
@@ -599,17 +599,17 @@ def _memory(**settings: Any) -> Callable[[], nn.Module]:
 
 
 def _attention(window: int, **settings: Any) -> Callable[[], nn.Module]:
-    return lambda: SlidingWindowAttention(24, 4, window, **settings)
+    return lambda: SlidingWindowAttention(24, **{"num_heads": 4, "window_size": window, **settings})
 
 
 def _block(kind: str) -> Callable[[], nn.Module]:
-    config = StackConfig(hidden_dim=24, num_layers=3, num_heads=4, num_kv_heads=2, memory_heads=3, window_size=11)
+    config = StackConfig(hidden_dim=24, num_layers=3, num_heads=6, num_kv_heads=3, memory_heads=3, window_size=14)
     return lambda: build_block(kind, config)
 
 
 _EVERYTHING: dict[str, Any] = {
-    "hidden_dim": 48, "num_layers": 3, "layer_types": ("static", "plastic", "static"), "num_heads": 4,
-    "num_kv_heads": 2, "memory_heads": 3, "window_size": 11, "attention_sinks": True, "write_threshold": 0.3,
+    "hidden_dim": 48, "num_layers": 3, "layer_types": ("static", "plastic", "static"), "num_heads": 6,
+    "num_kv_heads": 3, "memory_heads": 3, "window_size": 14, "attention_sinks": True, "write_threshold": 0.3,
 }  # fmt: skip
 _SMALL: dict[str, Any] = {
     "hidden_dim": 24, "num_layers": 2, "layer_types": ("plastic", "static"), "num_heads": 4, "memory_heads": 1,
@@ -620,17 +620,16 @@ OPS: tuple[Entry, ...] = (
     _memory_op("hebbian"),
     _memory_op("delta"),
     _memory_op("erase"),
-    _window_op("rope-sinks", 11, rope_theta=100.0, sinks=True),
+    _window_op("rope-sinks", 14, rope_theta=100.0, sinks=True),
     _window_op("plain", 37),
     _window_op("one", 1, rope_theta=100.0, sinks=True),
 )
 LAYERS: tuple[Entry, ...] = (
     _layer("memory-delta", _memory()),
     _layer("memory-hebbian", _memory(update_rule="hebbian", pairing="same", heads=1), elapsed=True),
-    _layer("memory-erase", _memory(update_rule="erase", write_threshold=0.4, heads=2)),
-    _layer("memory-chat", _memory(chat_rounds=1, write_threshold=0.4), elapsed=True),
-    _layer("attention", _attention(11, num_kv_heads=2)),
-    _layer("attention-sinks", _attention(5, sinks=True, rope_theta=None)),
+    _layer("memory-erase", _memory(update_rule="erase", write_threshold=0.4, heads=4)),
+    _layer("attention", _attention(14, num_heads=6, num_kv_heads=3)),
+    _layer("attention-sinks", _attention(8, sinks=True, rope_theta=None)),
     _layer("encoder", lambda: SemanticEncoder(13)),
     _layer("block-static", _block("static")),
     _layer("block-plastic", _block("plastic")),
@@ -659,9 +658,12 @@ def _every_attention() -> Iterator[Entry]:
         yield _layer(name, _attention(window, num_kv_heads=kv_heads, rope_theta=rope_theta, sinks=sinks))
 
 
-TWICE_ASKED = _layer("memory-chat-2", _memory(chat_rounds=2))
-"""For float64 alone: each round divides by the length of what the one before read, and where that is next to
-nothing (a single pair in the memory, asked for something else) float32 rounding grows by as much."""
+CHAT: tuple[Entry, ...] = (
+    _layer("memory-chat", _memory(chat_rounds=1, write_threshold=0.4), elapsed=True),
+    _layer("memory-chat-2", _memory(chat_rounds=2)),
+)
+"""For float64 alone: a round divides by the length of what the one before read. Where that is next to nothing (after a
+reset, a single pair in the memory, asked for something else) float32 rounding of the gradients grows by as much."""
 EXHAUSTIVE: tuple[Entry, ...] = (*_every_memory(chat_rounds=0), *_every_attention())
 """Every combination of settings, for the slow run."""
 EXHAUSTIVE_CHAT: tuple[Entry, ...] = tuple(_every_memory(chat_rounds=2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -127,6 +128,13 @@ def check_settings(options: dict[str, Any]) -> None:
     if options["config"] in (None, *shipped_configs()):
         named = {name: options[name] for name in ("text", "series", "task")}
         TrainConfig.from_dict(settings_for(options["config"], **named, overrides=options["overrides"] or []))
+
+
+@pages
+def test_names_exist(page: Path) -> None:
+    for span in mentioned(page):
+        if name := re.match(r"@?(ssmn(?:\.\w+)+)", span):
+            assert pkgutil.resolve_name(name[1]) is not None
 
 
 @pages

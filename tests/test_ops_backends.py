@@ -29,7 +29,7 @@ PATHS = [
     pytest.param("chunked", torch.float32, id="chunked-float32"),
     pytest.param("native", torch.float32, id="native-float32", marks=needs_native),
 ]
-LENGTHS = (0, 1, CHUNK - 1, 0, CHUNK + 1, 2, 0)
+LENGTHS = (0, 1, CHUNK - 1, 0, CHUNK + 1, 2, 0, 3, 0)
 """Of packed segments, around the edges of a chunk."""
 
 
@@ -55,7 +55,7 @@ MEMORY: dict[UpdateRule, Build] = {
     "erase": lambda backend, dtype: MemoryOp(backend, dtype, "erase"),
 }
 WINDOW: dict[str, Build] = {
-    "sinks-rope": lambda backend, dtype: WindowOp(backend, dtype, 11, rope_theta=100.0, sinks=True),
+    "sinks-rope": lambda backend, dtype: WindowOp(backend, dtype, 14, rope_theta=100.0, sinks=True),
     "long": lambda backend, dtype: WindowOp(backend, dtype, 2 * CHUNK + 9),
     "one": lambda backend, dtype: WindowOp(backend, dtype, 1, sinks=True),
 }
@@ -117,6 +117,28 @@ def test_a_long_gap_does_not_blur_what_follows(rule: UpdateRule, backend: Backen
         reference, reference.run, {name: x.double() for name, x in inputs.items()}, state.to(dtype).to(torch.float64)
     )
     assert_close(got, {name: x.to(dtype) for name, x in want.items()}, subject.tolerance)
+
+
+@pytest.mark.parametrize(("backend", "dtype"), PATHS)
+def test_extreme_scores_and_sinks_do_not_overflow(backend: Backend, dtype: torch.dtype) -> None:
+    """The exponential of a score, or of a sink's logit, would be infinite by itself."""
+
+    def build(backend: Backend, dtype: torch.dtype) -> WindowOp:
+        subject = WindowOp(backend, dtype, 5)
+        subject.sinks = torch.tensor([-1e4, -300.0, -5.0, 0.0, 3.0, 200.0, 800.0, 1e4], dtype=dtype, requires_grad=True)
+        return subject
+
+    subject, reference = build(backend, dtype), build("reference", torch.float64)
+    inputs = subject.inputs(2, 13)
+    inputs["q"][:, :, :4] *= 500
+    state = reference.started(2).to(dtype)
+    got = evaluate(subject, subject.run, inputs, state)
+    wide = {name: x.double() for name, x in inputs.items()}
+    want = evaluate(reference, reference.run, wide, state.to(torch.float64))
+    assert all(x.isfinite().all() for x in got.values())
+    assert (want["output"][:, :, 7] == 0).all()
+    # A score of 1,000 carries its rounding of 3e-5 into the weights.
+    assert_close(got, {name: x.to(got[name].dtype) for name, x in want.items()}, 100 * subject.tolerance)
 
 
 @pytest.mark.parametrize("backend", ["reference", "chunked", pytest.param("native", marks=needs_native)])

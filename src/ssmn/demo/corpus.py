@@ -38,6 +38,9 @@ SHORTEST_CHAPTER = 200
 SHINGLE_WORDS = 8
 NEAR_DUPLICATE_SHARE = 0.5
 
+XZ_FILTER = {"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 1 << 18}
+"""A small dictionary: the preset's 64 MiB would fill up while the text is read, and look like growth of the model."""
+
 _SKIPPED = {"Index", "Python Module Index"}
 _DEEP_PARTS = {"The Python Standard Library", "Python/C API Reference Manual"}
 """Parts of the document whose chapters are split once more, into modules."""
@@ -237,7 +240,7 @@ def build(out: Path, *, source: Path | None = None, held_out_bytes: int = HELD_O
         (train_folder / f"{index:04d}-{slug}.txt").write_text(chapter.text, encoding="utf-8")
     text = "\n\n".join(chapter.text for chapter in held_out)
     (out / "held-out.txt").write_text(text, encoding="utf-8")
-    (out / "held-out.txt.xz").write_bytes(lzma.compress(text.encode(), preset=9 | lzma.PRESET_EXTREME))
+    (out / "held-out.txt.xz").write_bytes(lzma.compress(text.encode(), filters=[XZ_FILTER]))
     report: dict[str, object] = {
         "source": name,
         "source_sha256": hashlib.sha256(data).hexdigest(),

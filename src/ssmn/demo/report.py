@@ -93,8 +93,8 @@ def _twice_outcome(t: Mapping[str, Any]) -> str:
     until = f"up to {known[-1]:,} tokens the gain is 5 % or more" if known else "no length gains as much as 5 %"
     return (
         f"A passage of {shortest['length']} tokens is {100 * shortest['gain']:.0f} % less surprising the second time, "
-        f"one of {longest['length']:,} tokens {100 * longest['gain']:.1f} %; {until}. What is older has been "
-        f"overwritten by what came after it. With the memory off the gain is at most "
+        f"one of {longest['length']:,} tokens {round(100 * longest['gain'], 1) + 0.0:.1f} %; {until}. What is older "
+        f"has been overwritten by what came after it. With the memory off the gain is at most "
         f"{100 * max(0.0, *(row['gain_off'] for row in t['rows'])):.1f} %."
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -38,7 +39,7 @@ class Block(nn.Module):
         assert config.ffn_dim is not None
         self.kind = kind
         self.mixer_norm = nn.RMSNorm(config.hidden_dim, eps=config.norm_eps)
-        self.mixer = mixer
+        self.mixer: Any = mixer
         self.ffn_norm = nn.RMSNorm(config.hidden_dim, eps=config.norm_eps)
         self.ffn = SwiGLU(config.hidden_dim, config.ffn_dim)
 
@@ -46,6 +47,10 @@ class Block(nn.Module):
     def plastic(self) -> bool:
         """Whether the block learns at inference."""
         return self.kind != "static"
+
+    def init_state(self, batch_size: int) -> State:
+        """The mixer's fresh state for `batch_size` streams."""
+        return self.mixer.init_state(batch_size)
 
     def forward(
         self,
@@ -60,9 +65,7 @@ class Block(nn.Module):
     ) -> tuple[Tensor, State]:
         """[B, T, D] and the mixer's state to the same."""
         learning = {"elapsed": elapsed, "plasticity": plasticity} if self.plastic else {}
-        mixed, state = self.mixer(
-            self.mixer_norm(x), state, mask=mask, reset=reset, cu_seqlens=cu_seqlens, **learning
-        )
+        mixed, state = self.mixer(self.mixer_norm(x), state, mask=mask, reset=reset, cu_seqlens=cu_seqlens, **learning)
         x = x + mixed
         return x + self.ffn(self.ffn_norm(x)), state
 

@@ -35,7 +35,7 @@ class ImportanceGate(nn.Module):
         nn.init.zeros_(self.previous.weight)
 
     def forward(self, hidden: Tensor, previous: Tensor) -> Tensor:
-        """hidden, previous [B, T, D] to sigmoid(..) in [0, 1], [B, T, H] in the state dtype."""
+        """Hidden vectors and those before them, [B, T, D], to sigmoid(..) [B, T, H] in the state dtype."""
         logits = self.present(hidden) + self.previous(previous)
         return logits.to(state_dtype(hidden.dtype)).sigmoid()
 
@@ -57,7 +57,7 @@ class DecayGate(nn.Module):
         self.log_rate = nn.Parameter(log_rate(torch.tensor(decay_lambda, dtype=torch.float64)).float())
 
     def forward(self, hidden: Tensor, decay_lambda: Tensor | None = None) -> Tensor:
-        """hidden [B, T, D] to log(1 − λ) [B, T, H]; `decay_lambda`, broadcastable to it, replaces the base."""
+        """Hidden vectors [B, T, D] to log(1 − λ) [B, T, H]; `decay_lambda`, broadcastable to it, replaces the base."""
         dtype = state_dtype(hidden.dtype)
         swing = functional.softplus(self.present(hidden).to(dtype) + math.log(math.e - 1))
         base = self.log_rate if decay_lambda is None else log_rate(decay_lambda)
@@ -69,16 +69,15 @@ def log_rate(decay_lambda: Tensor) -> Tensor:
     return torch.log(-torch.log1p(-decay_lambda)).clamp(min=-200.0)
 
 
-def setting(
-    value: Any, name: str, hidden: Tensor, cu_seqlens: Tensor | None, streams: int
-) -> Tensor:
+def setting(value: Any, name: str, hidden: Tensor, cu_seqlens: Tensor | None, streams: int) -> Tensor:
     """A number, or one per stream, as a tensor that broadcasts against [B, T, H]."""
     dtype = state_dtype(hidden.dtype)
     tensor = torch.as_tensor(value, dtype=dtype, device=hidden.device)
     if tensor.dim() == 0:
         return tensor
     if tensor.shape != (streams,):
-        raise ShapeError(f"Plasticity: {name} has shape {list(tensor.shape)}; wanted a number or one per stream [{streams}].")
+        came = list(tensor.shape)
+        raise ShapeError(f"Plasticity: {name} has shape {came}; wanted a number or one per stream [{streams}].")
     return spread(tensor, hidden.shape[0], hidden.shape[1], cu_seqlens).unsqueeze(-1)
 
 

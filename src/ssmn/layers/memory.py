@@ -78,7 +78,8 @@ class SynapticMemory(nn.Module):
         check_setting(owner, "decay_lambda", decay_lambda, shares, f"a tuple of heads={heads} shares in [0, 1)")
         check_setting(owner, "chat_rounds", chat_rounds, chat_rounds >= 0, "0 or more")
         self.hidden_dim, self.heads, self.head_dim = hidden_dim, heads, hidden_dim // heads
-        self.update_rule, self.pairing, self.write_threshold = update_rule, pairing, write_threshold
+        self.update_rule: UpdateRule = update_rule
+        self.pairing, self.write_threshold = pairing, write_threshold
         self.query = nn.Linear(hidden_dim, hidden_dim, bias=False)
         self.key = nn.Linear(hidden_dim, hidden_dim, bias=False)
         self.value = nn.Linear(hidden_dim, hidden_dim, bias=False)
@@ -143,7 +144,9 @@ class SynapticMemory(nn.Module):
         before = state.previous.to(hidden.dtype)
         previous, latest = shift_to_previous(hidden, before, mask, reset, cu_seqlens)
         paired = previous if self.pairing == "previous" else hidden
-        eta, log_decay, opened = self._gates(hidden, previous, mask, elapsed, plasticity or DEFAULT, cu_seqlens, streams)
+        eta, log_decay, opened = self._gates(
+            hidden, previous, mask, elapsed, plasticity or DEFAULT, cu_seqlens, streams
+        )
         trace, memory = ops.memory_write(
             unit(self._heads(self.key(paired))),
             self._heads(self.value(hidden)),
@@ -159,9 +162,12 @@ class SynapticMemory(nn.Module):
 
         def read(question: Tensor) -> Tensor:
             answer = ops.memory_read(unit(self._heads(self.query(question))), trace)
-            return functional.rms_norm(answer.to(memory.dtype), (self.head_dim,), eps=EPS).to(hidden.dtype).mul(
-                self.read_norm
-            ).flatten(2)
+            return (
+                functional.rms_norm(answer.to(memory.dtype), (self.head_dim,), eps=EPS)
+                .to(hidden.dtype)
+                .mul(self.read_norm)
+                .flatten(2)
+            )
 
         answer = read(hidden) if self.chat is None else self.chat(hidden, read, self.output)
         y = self.output(answer * functional.silu(self.gate(hidden)))

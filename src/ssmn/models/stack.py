@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -16,6 +17,7 @@ from ssmn.files import atomic_write, load_model_file, save_model_file
 from ssmn.layers.attention import SlidingWindowAttention
 from ssmn.layers.blocks import Block, build_block
 from ssmn.layers.checks import check_learning, check_streams
+from ssmn.layers.memory import SynapticMemory
 from ssmn.ops.common import shape_text
 from ssmn.ops.segments import count_open
 from ssmn.state import State, StreamState, from_numpy, to_numpy
@@ -36,9 +38,10 @@ class Stack(nn.Module):
             )
         assert config.layer_types is not None
         self.config = config
-        self.blocks = nn.ModuleList(build_block(kind, config) for kind in config.layer_types)
+        blocks = [build_block(kind, config) for kind in config.layer_types]
+        self.blocks: Sequence[Block] = nn.ModuleList(blocks)  # type: ignore[assignment]
         self.norm = nn.RMSNorm(config.hidden_dim, eps=config.norm_eps)
-        for block in self.blocks:
+        for block in blocks:
             self._scale_residual(block)
 
     @property
@@ -48,9 +51,10 @@ class Stack(nn.Module):
 
     def _scale_residual(self, block: Block) -> None:
         """Output projections start at 0.5/√(fan-in · L), so that the residual stream keeps its size."""
-        outputs = [block.ffn.down]
-        if isinstance(block.mixer, SlidingWindowAttention) or self.config.initialisation == "standard":
-            outputs.append(block.mixer.output)
+        outputs, mixer = [block.ffn.down], block.mixer
+        associative = self.config.initialisation == "associative"
+        if isinstance(mixer, SlidingWindowAttention) or (isinstance(mixer, SynapticMemory) and not associative):
+            outputs.append(mixer.output)
         for layer in outputs:
             nn.init.normal_(layer.weight, std=0.5 / math.sqrt(layer.in_features * self.config.num_layers))
 
@@ -62,7 +66,7 @@ class Stack(nn.Module):
         """
         if not isinstance(batch_size, (int, torch.SymInt)) or batch_size < 1:
             raise RangeError(f"init_state: batch_size={batch_size!r}; wanted a whole number of at least 1.")
-        layers = tuple(block.mixer.init_state(batch_size) for block in self.blocks)
+        layers = tuple(block.init_state(batch_size) for block in self.blocks)
         position = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
         return StreamState(self._init_front(batch_size), layers, None, position)
 
@@ -96,8 +100,8 @@ class Stack(nn.Module):
                 came = "a tensor without axes" if isinstance(value, Tensor) else type(value).__name__
                 raise DtypeError(f"{type(self).__name__}.step: {name} is {came}; wanted a tensor with axis B first.")
         options |= {name: value.unsqueeze(1) for name, value in per_step.items()}
-        y, state = self(x.unsqueeze(1), state, **options)
-        return y.squeeze(1), state
+        y, after = self(x.unsqueeze(1), state, **options)
+        return y.squeeze(1), after
 
     def _init_front(self, batch_size: int) -> State | None:
         return None
@@ -119,7 +123,7 @@ class Stack(nn.Module):
         if state is None:
             return self.init_state(streams)
         if not isinstance(state, StreamState):
-            raise StateError(f"{owner}: state is {type(state).__name__}; wanted a StreamState, or None for a fresh one.")
+            raise StateError(f"{owner}: state is {type(state).__name__}; wanted a StreamState, or None (fresh).")
         if state.position.shape[0] != streams:
             raise StateError(
                 f"{owner}: the state holds {state.position.shape[0]} streams but the input {streams}; "
@@ -175,8 +179,8 @@ class Stack(nn.Module):
         if saved is not None and saved != values:
             changed = sorted(key for key in saved.keys() | values.keys() if saved.get(key) != values.get(key))
             raise FileError(
-                f"{Path(folder) / CONFIG_FILE}: {changed[0]} is {values.get(changed[0])!r}, but the weights were saved with "
-                f"{saved.get(changed[0])!r}; restore it, or build the model from a config of your own and load_state_dict."
+                f"{Path(folder) / CONFIG_FILE}: {changed[0]} is {values.get(changed[0])!r}, but the weights were saved "
+                f"with {saved.get(changed[0])!r}; restore it, or build a model of your own and use load_state_dict."
             )
         tensors = {name: from_numpy(array) for name, array in arrays.items()}
         wanted = model.state_dict()
@@ -187,7 +191,8 @@ class Stack(nn.Module):
                 raise FileError(f"{path}: {name} is {came}; {CONFIG_FILE} wants {want}.")
         dtypes = {tensor.dtype for tensor in tensors.values()}
         if len(dtypes) > 1 or not next(iter(dtypes)).is_floating_point:
-            raise FileError(f"{path}: holds weights of {', '.join(sorted(map(str, dtypes)))}; wanted one floating dtype.")
+            came = ", ".join(sorted(map(str, dtypes)))
+            raise FileError(f"{path}: holds weights of {came}; wanted one floating dtype.")
         model.to(dtypes.pop()).load_state_dict(tensors)
         return model
 
@@ -202,7 +207,9 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise FileError(f"{folder}: no {CONFIG_FILE}; wanted a folder written by save_pretrained or `ssmn train`.") from error
+        raise FileError(
+            f"{folder}: no {CONFIG_FILE}; wanted a folder written by save_pretrained or `ssmn train`."
+        ) from error
     except (OSError, ValueError) as error:
         raise FileError(f"{path}: cannot be read as JSON ({error}).") from error
     if not isinstance(values, dict):

@@ -98,7 +98,7 @@ def _join(x: Tensor, time: int) -> Tensor:
 
 
 def _decays(log_keep: Tensor, reset: Tensor | None, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
-    """G [.., C, 1]; Γ [.., C, C], lower triangular; and, as 0 or 1, which steps still see the chunk's first state [.., C, 1]."""
+    """G [.., C, 1]; Γ [.., C, C], lower triangular; [.., C, 1], 1 where a step still sees the first state."""
     # In float64: after a strong decay G is large, and neighbouring steps still differ by little.
     total = _cut(log_keep.double().unsqueeze(-1), chunk).cumsum(-2)
     ahead = torch.ones(chunk, chunk, dtype=torch.bool, device=total.device).triu(1)

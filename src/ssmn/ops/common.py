@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import get_args
 
@@ -52,7 +53,7 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
 def coefficients(
     rule: UpdateRule, eta: Tensor, log_decay: Tensor, erase: Tensor | None, mask: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Turns a rule into (write w, erase e or None, log a), each [B, T, H]; a closed step is exactly zero in all three."""
+    """A rule as (write w, erase e or None, log a), each [B, T, H]; a closed step is exactly zero in all three."""
     gate = None if mask is None else (mask if mask.dim() == 3 else mask.unsqueeze(-1))
     zero = eta.new_zeros(())
     log_decay = log_decay.clamp(min=_FORGOTTEN)
@@ -74,8 +75,10 @@ def shape_text(tensor: Tensor) -> str:
     return str(list(tensor.shape))
 
 
-def check_tensor(op: str, name: str, tensor: object, axes: str, sizes: dict[str, int], *, floating: bool = True) -> None:
-    """Checks the number of axes and sizes of `tensor` against `axes` ("B T H K"); new letters are learnt into `sizes`."""
+def check_tensor(
+    op: str, name: str, tensor: object, axes: str, sizes: dict[str, int], *, floating: bool = True
+) -> None:
+    """Checks the axes of `tensor` against letters ("B T H K"); the sizes of new letters go into `sizes`."""
     letters = axes.split()
     wanted = f"[{', '.join(letters)}]"
     if not isinstance(tensor, Tensor):
@@ -106,14 +109,16 @@ def check_steps(
             raise ShapeError(f"{op}: {name} has shape {shape_text(steps)}; wanted [B, T] with B={batch}, T={time}.")
     if cu_seqlens is None:
         return batch
-    if not isinstance(cu_seqlens, Tensor) or cu_seqlens.dtype not in (torch.int32, torch.int64) or cu_seqlens.dim() != 1:
-        came = f"{cu_seqlens.dtype} {shape_text(cu_seqlens)}" if isinstance(cu_seqlens, Tensor) else type(cu_seqlens).__name__
+    is_tensor = isinstance(cu_seqlens, Tensor)
+    if not is_tensor or cu_seqlens.dtype not in (torch.int32, torch.int64) or cu_seqlens.dim() != 1:
+        came = f"{cu_seqlens.dtype} {shape_text(cu_seqlens)}" if is_tensor else type(cu_seqlens).__name__
         raise DtypeError(f"{op}: cu_seqlens is {came}; wanted an int32 or int64 tensor [N + 1] of segment boundaries.")
     if batch != 1:
         raise ShapeError(f"{op}: cu_seqlens packs the segments into one row, but B={batch}; wanted B=1.")
     if not torch.compiler.is_compiling():
         bounds = cu_seqlens.tolist()
-        if len(bounds) < 2 or bounds[0] != 0 or bounds[-1] != time or any(a > b for a, b in zip(bounds, bounds[1:], strict=False)):
+        rises = all(a <= b for a, b in itertools.pairwise(bounds))
+        if len(bounds) < 2 or bounds[0] != 0 or bounds[-1] != time or not rises:
             raise RangeError(f"{op}: cu_seqlens={_short(bounds)}; wanted boundaries that rise from 0 to T={time}.")
     return cu_seqlens.shape[0] - 1
 

@@ -58,7 +58,7 @@ def backend_status(*tensors: Tensor) -> dict[str, str | None]:
 
 
 def choose_backend(op: str, backend: str, *tensors: Tensor) -> str:
-    """Resolves `auto`: the choice of `use_backend` or else of SSMN_BACKEND (read at import), then native where it can run, else chunked.
+    """Resolves `auto`: what `use_backend` or SSMN_BACKEND (read at import) says, else native if it can, else chunked.
 
     Raises:
         RangeError: An unknown name.
@@ -156,7 +156,17 @@ def memory_write(
     """The writing half of `synaptic_memory`: every memory of the stream, ready to be read by any number of queries.
 
     Args:
-        k: [B, T, H, K], keys. The other arguments are those of `synaptic_memory`.
+        k: [B, T, H, K], keys.
+        v: [B, T, H, V], values.
+        eta: [B, T, H], write strength η in [0, 1].
+        log_decay: [B, T, H], log(1 − λ), finite and ≤ 0.
+        erase: [B, T, H], erase strength in [0, 1]; for the rule `erase` alone.
+        rule: `hebbian`, `delta` or `erase`.
+        mask: [B, T] or [B, T, H] bool, True = open.
+        reset: [B, T] bool; the memory is zero before such a step.
+        cu_seqlens: [N + 1] integer boundaries of segments packed into one row (B = 1); states then have N rows.
+        initial_state: [B, H, K, V] (or N rows); None = zeros.
+        backend: `auto`, `reference`, `chunked` or `native`.
 
     Returns:
         (trace for `memory_read`, the memory after the last step [B, H, K, V]).
@@ -171,7 +181,9 @@ def memory_write(
         >>> ssmn.ops.memory_read(k, trace).shape
         torch.Size([2, 5, 1, 4])
     """
-    return _write("memory_write", k, v, eta, log_decay, erase, rule, mask, reset, cu_seqlens, initial_state, backend, {})
+    return _write(
+        "memory_write", k, v, eta, log_decay, erase, rule, mask, reset, cu_seqlens, initial_state, backend, {}
+    )
 
 
 def memory_read(q: Tensor, trace: MemoryTrace) -> Tensor:
@@ -341,16 +353,16 @@ def window_attention(
         check_tensor(op, "initial_state.position", initial_state.position, "N", shape, floating=False)
         state = WindowState(initial_state.keys.to(compute), initial_state.values.to(compute), initial_state.position)
 
-    backend = choose_backend(op, backend, q, k, v)
+    chosen = choose_backend(op, backend, q, k, v)
     query, key, value = q.to(compute), k.to(compute), v.to(compute)
     sink = None if sinks is None else sinks.to(compute)
-    if backend == "reference":
+    if chosen == "reference":
         output, final = reference.window_attention(
             query, key, value, window_size, rope_theta, sink, mask, reset, cu_seqlens, state
         )
     else:
         band = ring.lay_out(query, key, value, window_size, rope_theta, mask, reset, cu_seqlens, state)
-        attend = native.attend if backend == "native" else chunked.attend
+        attend = native.attend if chosen == "native" else chunked.attend
         output = band.restore(attend(band.q, band.k, band.v, band.lo, band.hi, sink, sizes["D"] ** -0.5))
         final = band.final
     return output.to(v.dtype), final if output_final_state else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -39,12 +41,13 @@ def memory_write(
             states.append(state)
         finals.append(state)
     per_step = k.shape[:2]
+    nothing = k.new_zeros(*per_step, *initial_state.shape[1:])
     trace = MemoryTrace(
         backend="reference",
         keys=k,
         updates=torch.stack(updates).reshape(v.shape) if updates else v,
         log_keep=log_keep,
-        states=torch.stack(states).unflatten(0, per_step) if states else k.new_zeros(*per_step, *initial_state.shape[1:]),
+        states=torch.stack(states).unflatten(0, per_step) if states else nothing,
         initial_state=initial_state,
         reset=reset,
         cu_seqlens=cu_seqlens,
@@ -114,4 +117,4 @@ def _rows(batch: int, time: int, cu_seqlens: Tensor | None) -> list[tuple[int, i
     if cu_seqlens is None:
         return [(row, 0, time) for row in range(batch)]
     bounds = cu_seqlens.tolist()
-    return [(0, a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [(0, a, b) for a, b in itertools.pairwise(bounds)]
