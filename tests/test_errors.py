@@ -436,7 +436,7 @@ def test_models_refuse_bad_calls(kind: str) -> None:
     )
     check_learning(kind, lambda **options: model(x, **options))
 
-    refused(StateError, f"{kind}: state is dict; wanted a StreamState, or None (fresh).", lambda: model(x, {}))
+    refused(StateError, f"{kind}: state is dict; wanted a StreamState, or None for a fresh one.", lambda: model(x, {}))
     words = f"{kind}: the state holds 3 streams but the input 2; use state.select, state.merge or model.init_state."
     refused(StateError, words, lambda: model(x, model.init_state(3)))
     words = f"{kind}: the state has 2 layers, the model 3; use the model that made the state, or model.init_state."
@@ -571,10 +571,14 @@ def test_model_configs() -> None:
     refused(ConfigError, words, lambda: TextSSMNConfig.from_dict({"vocab_size": 2, "window": 3}))
     words = "TextSSMNConfig: unknown setting 'zzz'; known are …"
     refused(ConfigError, words, lambda: TextSSMNConfig.from_dict({"vocab_size": 2, "zzz": 3}))
-    refused(ConfigError, "SSMNConfig: missing input_dim, output_dim; set them.", lambda: SSMNConfig.from_dict({}))
     refused(
         ConfigError,
-        "TextSSMNConfig: missing vocab_size; it has no default, so set it.",
+        "SSMNConfig: missing input_dim, output_dim; these have no default, so set them.",
+        lambda: SSMNConfig.from_dict({}),
+    )
+    refused(
+        ConfigError,
+        "TextSSMNConfig: missing vocab_size; these have no default, so set them.",
         lambda: TextSSMNConfig.preset("tiny"),
     )
     refused(ConfigError, "SSMNConfig: kind='text'; wanted 'standard'.", lambda: SSMNConfig.from_dict({"kind": "text"}))
@@ -630,7 +634,7 @@ def test_model_folders(tmp_path: Path) -> None:
             "prompt_ids has shape [2, 5]; wanted [T] or [1, T], one stream.",
         ),
         (RangeError, {"prompt_ids": []}, "prompt_ids is empty; wanted at least one token to go on from."),
-        (StateError, {"state": {}}, "state is dict; wanted a StreamState, or None (fresh)."),
+        (StateError, {"state": {}}, "state is dict; wanted a StreamState, or None for a fresh one."),
         (ShapeError, {"state": OTHER_STATE}, "state has batch 2; wanted one stream: state.select([row])."),
         (RangeError, {"max_new_tokens": 0}, "max_new_tokens=0; wanted a whole number of at least 1."),
         (RangeError, {"max_new_tokens": 1.5}, "max_new_tokens=1.5; wanted a whole number of at least 1."),

@@ -203,7 +203,7 @@ class StackConfig:
                     if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]  # fmt: skip
         absent = [name for name in required if name not in values]
         if absent:
-            raise ConfigError(f"{cls.__name__}: missing {', '.join(absent)}; it has no default, so set it.")
+            raise ConfigError(f"{cls.__name__}: missing {', '.join(absent)}; these have no default, so set them.")
         arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**arguments)
 

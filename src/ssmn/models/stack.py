@@ -123,7 +123,8 @@ class Stack(nn.Module):
         if state is None:
             return self.init_state(streams)
         if not isinstance(state, StreamState):
-            raise StateError(f"{owner}: state is {type(state).__name__}; wanted a StreamState, or None (fresh).")
+            came = type(state).__name__
+            raise StateError(f"{owner}: state is {came}; wanted a StreamState, or None for a fresh one.")
         if state.position.shape[0] != streams:
             raise StateError(
                 f"{owner}: the state holds {state.position.shape[0]} streams but the input {streams}; "
