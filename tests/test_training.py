@@ -209,6 +209,27 @@ def test_pieces_of_parallel_streams_follow_on_each_other(book: Path) -> None:
     assert pieces[0].target_bytes == 3 * 37
 
 
+def test_some_pieces_begin_fresh_whatever_the_order_they_are_asked_in(book: Path) -> None:
+    corpus = Corpus.from_text([book], Tokenizer.for_bytes())
+    batches = StreamBatches(corpus, batch_size=3, piece_length=37, fresh_rate=0.3, seed=5)
+    chosen = [batches.batch(step).fresh_rows for step in range(200)]
+    share = np.mean([0.0 if rows is None else rows.double().mean().item() for rows in chosen])
+    assert 0.22 < share < 0.38
+    some = next(step for step, rows in enumerate(chosen) if rows is not None)
+    torch.testing.assert_close(batches.batch(some).fresh_rows, chosen[some])
+    assert StreamBatches(corpus, batch_size=3, piece_length=37).batch(17).fresh_rows is None
+
+
+def test_a_fresh_piece_forgets_what_came_before(book: Path, tmp_path: Path) -> None:
+    def position(rate: float) -> list[int]:
+        config = text_settings(book, train={"fresh_rate": rate, "steps": 3})
+        tensors, _ = read_file(train(config, tmp_path / str(rate)).folder / "checkpoint.safetensors")
+        return tensors["stream.position"].tolist()
+
+    assert position(1.0) == [37] * 3
+    assert position(0.0) == [3 * 37] * 3
+
+
 def test_a_folder_is_read_in_order_and_pieces_name_their_files(tmp_path: Path) -> None:
     for name, content in {"b.txt": "bbbbb", "a.txt": "aaa", ".hidden": "no", "sub/c.txt": "cc"}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)

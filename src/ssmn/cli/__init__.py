@@ -50,7 +50,7 @@ def _root(
     Example:
         ssmn demo
         ssmn stream < notes.txt
-        ssmn generate "The memory " --state monday.safetensors
+        ssmn generate "The memory" --state monday.safetensors
     """
 
 

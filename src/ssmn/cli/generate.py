@@ -33,7 +33,7 @@ def command(
 
     \b
     Example:
-        ssmn generate "The memory " --seed 0
+        ssmn generate "The memory" --seed 0
         cat notes.txt | ssmn generate --state monday.safetensors -n 40
     """
     settings = options.plasticity(frozen, eta, eta_scale, decay, decay_scale)

@@ -128,6 +128,9 @@ class StreamBatches:
     to there. After the last piece the streams start again, fresh. The steps that do not fill a piece
     in every row are left out.
 
+    A model that only ever went on would not know how to begin: before a share `fresh_rate` of the
+    pieces, chosen by `seed`, a row's state is made fresh.
+
     Raises:
         TrainingError: The corpus is too short for one piece.
     """
@@ -135,6 +138,8 @@ class StreamBatches:
     corpus: Corpus
     batch_size: int
     piece_length: int
+    fresh_rate: float = 0.0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.pieces < 1:
@@ -157,6 +162,7 @@ class StreamBatches:
     def batch(self, step: int) -> Batch:
         """The batch of a training step; depends on nothing but the step."""
         piece = step % self.pieces
+        fresh_rows = np.random.default_rng([self.seed, step]).random(self.batch_size) < self.fresh_rate
         begins = range(
             piece * self.piece_length,
             self.batch_size * self.row_length + piece * self.piece_length,
@@ -167,7 +173,15 @@ class StreamBatches:
         tokenizer = self.corpus.tokenizer
         target_bytes = None if tokenizer is None else int(tokenizer.byte_lengths[rows[:, 1:]].sum())
         steps = to_tensor(rows)
-        return Batch(steps[:, :-1], steps[:, 1:], None, source, fresh=piece == 0, target_bytes=target_bytes)
+        return Batch(
+            steps[:, :-1],
+            steps[:, 1:],
+            None,
+            source,
+            fresh=piece == 0,
+            fresh_rows=torch.from_numpy(fresh_rows) if fresh_rows.any() else None,
+            target_bytes=target_bytes,
+        )
 
 
 def to_tensor(steps: np.ndarray) -> Tensor:

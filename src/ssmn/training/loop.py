@@ -206,8 +206,12 @@ class _Trainer:
             group["lr"] = rate
         self._check_data(batch)
         before = None if batch.fresh or self.state is None else self.state.detach()
+        reset = None
+        if before is not None and batch.fresh_rows is not None:
+            reset = torch.zeros(batch.inputs.shape[:2], dtype=torch.bool)
+            reset[:, 0] = batch.fresh_rows
         with self.products:
-            output, state = self.model(batch.inputs, before)
+            output, state = self.model(batch.inputs, before, reset=reset)
         loss = loss_of(output, batch)
         self._check_finite("loss", loss.item(), batch)
         self.optimizer.zero_grad(set_to_none=True)
@@ -283,7 +287,8 @@ def _open_source(config: TrainConfig, folder: Path, resume: bool) -> _Source:
         columns = corpus.steps.shape[1]
         sizes = {"kind": "standard", "input_dim": columns, "output_dim": columns}
     begin, held_out = corpus.split(data.held_out)
-    batches = StreamBatches(begin, config.train.batch_size, config.train.piece_length)
+    settings = config.train
+    batches = StreamBatches(begin, settings.batch_size, settings.piece_length, settings.fresh_rate, config.seed)
     return _Source(
         batch=batches.batch,
         model_settings=sizes,

@@ -59,6 +59,8 @@ class OptimisationConfig:
     """Rows of a batch, or parallel streams of a text."""
     piece_length: int = 256
     """Steps of a stream between two cuts of the gradient; tasks use whole rows."""
+    fresh_rate: float = 0.05
+    """Share of a stream's pieces that begin with a fresh state, so that the model also learns to begin."""
     learning_rate: float = 3e-3
     """Peak learning rate."""
     final_rate: float = 0.1
@@ -92,6 +94,8 @@ class OptimisationConfig:
             )
         if not all(0.0 <= beta < 1.0 for beta in self.betas):
             raise ConfigError(f"train: betas={self.betas!r}; wanted two numbers in [0, 1).")
+        if not 0.0 <= self.fresh_rate <= 1.0:
+            raise ConfigError(f"train: fresh_rate={self.fresh_rate!r}; wanted a share in [0, 1].")
         if not 0.0 <= self.final_rate <= 1.0:
             raise ConfigError(f"train: final_rate={self.final_rate!r}; wanted a share in [0, 1].")
 

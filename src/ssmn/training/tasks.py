@@ -36,6 +36,7 @@ class Batch:
         mask: Positions that count in the loss, bool `[B, T]`; None = all.
         source: Where the data is from, for error messages.
         fresh: Whether this batch starts new streams (False = it continues the batch before).
+        fresh_rows: Rows `[B]` (bool) whose stream starts anew although the others go on; None = none.
         target_bytes: Bytes that the counted targets stand for, when they are text.
         elapsed: Steps since the last hidden change `[B, T]`, for tasks that switch.
     """
@@ -47,6 +48,7 @@ class Batch:
     fresh: bool = True
     target_bytes: int | None = None
     elapsed: Tensor | None = None
+    fresh_rows: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
