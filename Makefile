@@ -31,7 +31,8 @@ demo: $(READY)
 # The text (Debian's python3.11-doc, through apt) and the model that `ssmn demo` ships; about an hour on two cores.
 demo-model: $(READY)
 	$(BIN)/python -m ssmn.demo.corpus --out data/demo
-	$(BIN)/ssmn train demo --out runs/demo
+	$(BIN)/ssmn train demo --out runs/demo --set train.steps=3000 --set train.fresh_rate=0
+	$(BIN)/ssmn train demo --out runs/demo --set train.learning_rate=1.5e-3 --resume
 	cp data/demo/held-out.txt.xz src/ssmn/demo/assets/
 	cp $(addprefix runs/demo/,config.json model.safetensors tokenizer.json train.toml) src/ssmn/demo/assets/model/
 
