@@ -635,7 +635,7 @@ LAYERS: tuple[Entry, ...] = (
     _layer("block-plastic", _block("plastic")),
 )
 MODELS: tuple[Entry, ...] = (
-    _model("standard", lambda: SSMN(SSMNConfig(input_dim=5, output_dim=3, chat_rounds=1, **_EVERYTHING)), elapsed=True),
+    _model("standard", lambda: SSMN(SSMNConfig(input_dim=5, output_dim=3, **_EVERYTHING)), elapsed=True),
     _model("text", lambda: TextSSMN(TextSSMNConfig(vocab_size=19, semantic_encoder=True, **_EVERYTHING))),
     _model("text-untied", lambda: TextSSMN(TextSSMNConfig(vocab_size=19, tie_embeddings=False, **_SMALL))),
 )
@@ -661,6 +661,7 @@ def _every_attention() -> Iterator[Entry]:
 CHAT: tuple[Entry, ...] = (
     _layer("memory-chat", _memory(chat_rounds=1, write_threshold=0.4), elapsed=True),
     _layer("memory-chat-2", _memory(chat_rounds=2)),
+    _model("standard-chat", lambda: SSMN(SSMNConfig(input_dim=5, output_dim=3, chat_rounds=1, **_EVERYTHING))),
 )
 """For float64 alone: a round divides by the length of what the one before read. Where that is next to nothing (after a
 reset, a single pair in the memory, asked for something else) float32 rounding of the gradients grows by as much."""

@@ -6,7 +6,7 @@ import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -237,13 +237,16 @@ STACK: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("backend", ["chunked", pytest.param("native", marks=needs_native)])
-@pytest.mark.parametrize("kind", ["standard", "text"])
+def _compilations() -> Iterator[Any]:
+    for kind, backend in itertools.product(("standard", "text"), ("chunked", "native")):
+        marks = [needs_native] if backend == "native" else []
+        yield pytest.param("eager", kind, backend, marks=marks)
+        yield pytest.param("aot_eager", kind, backend, marks=[*marks, pytest.mark.slow])
+    yield pytest.param("inductor", "text", "native", marks=[needs_native, pytest.mark.slow])
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # inductor's own
-@pytest.mark.parametrize(
-    "compiler",
-    ["eager", pytest.param("aot_eager", marks=pytest.mark.slow), pytest.param("inductor", marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize(("compiler", "kind", "backend"), list(_compilations()))
 def test_whole_models_compile_without_graph_breaks(compiler: str, kind: str, backend: Backend) -> None:
     torch.compiler.reset()
     model: SSMN | TextSSMN
