@@ -54,7 +54,7 @@ def _root(
     """
 
 
-def _stub(summary: str) -> Callable[[], None]:
+def _listed(summary: str) -> Callable[[], None]:
     def command() -> None: ...
 
     command.__doc__ = summary
@@ -67,7 +67,7 @@ def app_for(verb: str | None) -> typer.Typer:
     app.callback()(_root)
     for name, summary in VERBS.items():
         if name != verb:
-            app.command(name)(_stub(summary))
+            app.command(name)(_listed(summary))
             continue
         module = import_module(f"ssmn.cli.{name}")
         if hasattr(module, "app"):

@@ -13,7 +13,7 @@ import typer
 from ssmn.config import Backend
 
 DISTRIBUTION = "sparse-stream"
-CORE = ("torch", "numpy", "safetensors", "tokenizers", "rich", "typer")
+CORE = ("torch", "numpy", "tokenizers", "rich", "typer")
 GOOD, BAD = "[green]✓[/]", "[yellow]✗[/]"
 
 
