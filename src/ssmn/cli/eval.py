@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ssmn.cli import options
 from ssmn.cli.train import Display
 from ssmn.errors import ConfigError
 
@@ -35,6 +36,7 @@ def command(
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Change a setting; may be repeated.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines in place of a table.")] = False,
+    threads: options.Threads = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
     """Measure a trained model, or train a shipped configuration and check what it promises.
@@ -50,6 +52,7 @@ def command(
     """
     if (model is None) == (config is None):
         raise typer.BadParameter("give the folder of a model, or --config with settings to train.")
+    options.use_threads(threads)
     if config is not None:
         rows = list(_examine(config, seeds, out, overrides or [], quiet))
     else:
@@ -81,7 +84,6 @@ def _examine(config: str, seeds: int, out: Path | None, overrides: list[str], qu
 
 
 def _evaluate(folder: Path, text: Path | None, limit: int | None, task: str | None, overrides: list[str]) -> list[Row]:
-    from ssmn.cli import options
     from ssmn.config import Plasticity
 
     controls = {"on": None, "frozen": Plasticity(frozen=True)}
@@ -96,7 +98,6 @@ def _evaluate(folder: Path, text: Path | None, limit: int | None, task: str | No
 
 
 def _text_row(folder: Path, model: Any, text: Path, limit: int | None, name: str, control: Any) -> Row:
-    from ssmn.cli import options
     from ssmn.training import evaluate_stream
 
     tokenizer = options.load_tokenizer(folder, model)

@@ -25,6 +25,7 @@ def command(
     eta_scale: options.EtaScale = 1.0,
     decay: options.Decay = None,
     decay_scale: options.DecayScale = 1.0,
+    threads: options.Threads = None,
 ) -> None:
     """Continue a text, from a fresh stream or from a saved one.
 
@@ -36,6 +37,7 @@ def command(
         ssmn generate "The memory" --seed 0
         cat notes.txt | ssmn generate --state monday.safetensors -n 40
     """
+    options.use_threads(threads)
     settings = options.plasticity(frozen, eta, eta_scale, decay, decay_scale)
     text = sys.stdin.buffer.read() if prompt is None else prompt
     if not text:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
@@ -38,6 +39,23 @@ Decay = Annotated[
     float | None, typer.Option("--decay", metavar="[0, 1)", help="Base decay λ per step in place of the model's.")
 ]
 DecayScale = Annotated[float, typer.Option("--decay-scale", help="Factor on the decay: below 1 remembers longer.")]
+
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        min=1,
+        help="Threads; if absent OMP_NUM_THREADS, else 1: a small model on a busy machine is slower on more.",
+    ),
+]
+
+
+def use_threads(threads: int | None) -> None:
+    """Sets torch's threads, which the kernels use too."""
+    import torch
+
+    if threads is not None or "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(threads or 1)
 
 
 def plasticity(

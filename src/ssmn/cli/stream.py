@@ -47,6 +47,7 @@ def command(
     eta_scale: options.EtaScale = 1.0,
     decay: options.Decay = None,
     decay_scale: options.DecayScale = 1.0,
+    threads: options.Threads = None,
 ) -> None:
     """Read standard input as one endless stream; write surprise (text) or predictions (rows).
 
@@ -60,6 +61,7 @@ def command(
         tail -f app.log | ssmn stream --state log.safetensors
         ssmn stream --model runs/sensor --columns load,temperature < sensor.csv
     """
+    options.use_threads(threads)
     settings = options.plasticity(frozen, eta, eta_scale, decay, decay_scale)
     loaded = options.load(model)
     if loaded.config.kind == "text" and (columns is not None or header is not None):

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ssmn.cli import options
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -31,6 +33,7 @@ def command(
     ] = None,
     compute_dtype: Annotated[str | None, typer.Option(help="float32, or bfloat16 matrix products.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
+    threads: options.Threads = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
     """Train a model on text, on a table of numbers, or on a synthetic task.
@@ -49,6 +52,7 @@ def command(
 
     from ssmn.training import TrainConfig, settings_for, train
 
+    options.use_threads(threads)
     source = config
     if resume and (config, text, series, task) == (None, None, None, None):
         source = str(out / "train.toml")
