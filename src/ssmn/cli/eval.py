@@ -78,7 +78,7 @@ def _examine(config: str, seeds: int, out: Path | None, overrides: list[str], qu
                     "measure": figure.measure,
                     "value": figure.value,
                     "goal": figure.goal,
-                    "met": figure.met,
+                    "met": figure.met if figure.goal else None,
                     "train_seconds": round(figure.train_seconds),
                 }
 
@@ -139,7 +139,7 @@ def _task_rows(
 def _print(rows: list[Row], as_json: bool) -> None:
     if as_json:
         for row in rows:
-            typer.echo(json.dumps(row))
+            typer.echo(json.dumps(row, ensure_ascii=False))
         return
     from rich.console import Console
     from rich.table import Table
@@ -151,6 +151,8 @@ def _print(rows: list[Row], as_json: bool) -> None:
 
 
 def _cell(value: object) -> str:
+    if value is None:
+        return ""
     if isinstance(value, bool):
         return "yes" if value else "NO"
     return f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
