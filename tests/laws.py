@@ -663,9 +663,7 @@ CHAT: tuple[Entry, ...] = (
     _layer("memory-chat-2", _memory(chat_rounds=2)),
     _model("standard-chat", lambda: SSMN(SSMNConfig(input_dim=5, output_dim=3, chat_rounds=1, **_EVERYTHING))),
 )
-"""For float64 alone: a round divides by the length of what the one before read. Where that is next to nothing (after a
-reset, a single pair in the memory, asked for something else) float32 rounding of the gradients grows by as much."""
 EXHAUSTIVE: tuple[Entry, ...] = (*_every_memory(chat_rounds=0), *_every_attention())
 """Every combination of settings, for the slow run."""
 EXHAUSTIVE_CHAT: tuple[Entry, ...] = tuple(_every_memory(chat_rounds=2))
-"""The same with chat, for float64 alone."""
+"""The same with chat."""

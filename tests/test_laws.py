@@ -29,11 +29,11 @@ _COMPOSED = [*LAYERS, *MODELS]
 _SUBJECTS = [
     *_cases(OPS, [*_WIDE, *_NARROW]),
     *_cases(_COMPOSED, [_WIDE[1], _NARROW[1]]),
-    *_cases(CHAT, _WIDE[1:]),
+    *_cases(CHAT, [_WIDE[1], _NARROW[1]]),
     *_cases([*_COMPOSED, *CHAT], _WIDE[:1], pytest.mark.slow),
-    *_cases(_COMPOSED, _NARROW[:1], pytest.mark.slow),
+    *_cases([*_COMPOSED, *CHAT], _NARROW[:1], pytest.mark.slow),
     *_cases(EXHAUSTIVE, [_WIDE[1], _NARROW[1]], pytest.mark.slow),
-    *_cases(EXHAUSTIVE_CHAT, _WIDE[1:], pytest.mark.slow),
+    *_cases(EXHAUSTIVE_CHAT, [_WIDE[1], _NARROW[1]], pytest.mark.slow),
 ]
 
 

@@ -54,6 +54,7 @@ def memory_by_formula(
     def split(x: Tensor) -> Tensor:
         return x.reshape(heads, width)
 
+    floor = (layer.importance.plasticity_eta / 5) ** 2 + 1e-12
     outputs = []
     for h, elapsed in zip(stream, times, strict=True):
         key = l2(split(layer.key.weight @ (before if layer.pairing == "previous" else h)))
@@ -79,13 +80,13 @@ def memory_by_formula(
         def read(question: Tensor, memory: Tensor = memory) -> Tensor:
             query = l2(split(layer.query.weight @ question))
             answer = torch.stack([memory[n].T @ query[n] for n in range(heads)])
-            return (rms_norm(answer, 1e-12) * layer.read_norm).flatten()
+            return (rms_norm(answer, floor) * layer.read_norm).flatten()
 
         answers = [read(h)]
         mixing = torch.ones(1, dtype=torch.float64)
         if layer.chat is not None:
             for r in range(layer.chat.rounds):
-                thought = rms_norm(layer.output.weight @ answers[-1], 1e-6)
+                thought = rms_norm(layer.output.weight @ answers[-1], 1e-2)
                 answers.append(read(layer.chat.keep[r] * h + layer.chat.add[r] * thought))
             mixing = len(answers) * torch.softmax(layer.chat.mix.weight @ h, -1)
         answer = sum(share * one for share, one in zip(mixing, answers, strict=True))
@@ -111,6 +112,17 @@ def test_synaptic_memory(rule: UpdateRule, pairing: Pairing, rounds: int, thresh
     wanted, last = memory_by_formula(layer, stream, memory, before, times)
     assert_close({"y": y[0], "S": state.memory[0]}, {"y": wanted, "S": last}, 1e-12)
     assert torch.equal(state.previous[0], stream[-1])
+
+
+def test_a_faint_read_is_judged_by_the_strength_of_the_writes() -> None:
+    """With `hebbian` and a fresh state η scales the memory and the floor of the norm alike: the output stays."""
+    layer: SynapticMemory = made(SynapticMemory(D, 3, update_rule="hebbian", plasticity_eta=0.5))
+    stream = drawn().expand(2, -1, -1)
+    wanted, _ = layer(stream, plasticity=Plasticity(eta_scale=0.1))
+    for weak in (Plasticity(plasticity_eta=0.001), Plasticity(eta_scale=torch.tensor([0.002, 0.01]))):
+        assert_close({"y": layer(stream, plasticity=weak)[0]}, {"y": wanted}, 1e-6)
+    faded, _ = layer(stream[:1], layer.init_state(1), plasticity=Plasticity(frozen=True))
+    assert torch.equal(faded, torch.zeros_like(faded))
 
 
 def test_a_fresh_memory_has_the_gates_of_its_settings() -> None:

@@ -18,10 +18,10 @@ class InternalRecurrentChat(nn.Module):
     Args:
         hidden_dim: D.
         rounds: R ≥ 1.
-        eps: Epsilon of the norm.
+        eps: Epsilon of the norm; a small one would blow up what a faded read left.
     """
 
-    def __init__(self, hidden_dim: int, rounds: int, eps: float = 1e-6) -> None:
+    def __init__(self, hidden_dim: int, rounds: int, eps: float = 1e-2) -> None:
         super().__init__()
         self.rounds, self.eps = rounds, eps
         self.keep = nn.Parameter(torch.full((rounds,), 0.5))

@@ -17,14 +17,18 @@ from ssmn.ops.common import state_dtype
 from ssmn.ops.segments import shift_to_previous
 from ssmn.state import PlasticState
 
-EPS = 1e-12
+UNIT_EPS = 1e-12
+"""Keeps the length of a key or query of zeros finite."""
+
+READ_FLOOR = 0.2
+"""A read that is short beside this share of the write strength in force is faded, not blown up to unit length."""
 
 
 class SynapticMemory(nn.Module):
     """A memory S [H, K, V] that stores "what followed this" and is asked "what followed things like now".
 
     k_t = l2(W_k h_{t−1}), q_t = l2(W_q h_t), v_t = W_v h_t; S_t by `ssmn.ops.synaptic_memory`;
-    y_t = W_o (RMSNorm(S_tᵀ q_t) · silu(W_g h_t + 1)). The pairing of h_t with h_{t−1} is the seed's
+    y_t = W_o (norm(S_tᵀ q_t) · silu(W_g h_t + 1)) with norm(o) = o / √(mean o² + (η/5)²), η the base of the call. The pairing of h_t with h_{t−1} is the seed's
     ΔW_f = η (h_t ⊗ h_{t−1}) − λ W_f, with S the transpose of W_f; the rules are those of linear attention
     with decay (Katharopoulos et al., 2020) and Gated DeltaNet (Yang et al., 2024).
 
@@ -144,9 +148,10 @@ class SynapticMemory(nn.Module):
         before = state.previous.to(hidden.dtype)
         previous, latest = shift_to_previous(hidden, before, mask, reset, cu_seqlens)
         paired = previous if self.pairing == "previous" else hidden
-        eta, log_decay, opened = self._gates(
+        eta, log_decay, opened, strength = self._gates(
             hidden, previous, mask, elapsed, plasticity or DEFAULT, cu_seqlens, streams
         )
+        floor = (READ_FLOOR * strength).square() + UNIT_EPS
         trace, memory = ops.memory_write(
             unit(self._heads(self.key(paired))),
             self._heads(self.value(hidden)),
@@ -161,13 +166,9 @@ class SynapticMemory(nn.Module):
         )
 
         def read(question: Tensor) -> Tensor:
-            answer = ops.memory_read(unit(self._heads(self.query(question))), trace)
-            return (
-                functional.rms_norm(answer.to(memory.dtype), (self.head_dim,), eps=EPS)
-                .to(hidden.dtype)
-                .mul(self.read_norm)
-                .flatten(2)
-            )
+            answer = ops.memory_read(unit(self._heads(self.query(question))), trace).to(memory.dtype)
+            size = torch.rsqrt(answer.square().mean(-1, keepdim=True) + floor)
+            return (answer * size).to(hidden.dtype).mul(self.read_norm).flatten(2)
 
         answer = read(hidden) if self.chat is None else self.chat(hidden, read, self.output)
         y = self.output(answer * functional.silu(self.gate(hidden)))
@@ -185,8 +186,8 @@ class SynapticMemory(nn.Module):
         plasticity: Plasticity,
         cu_seqlens: Tensor | None,
         streams: int,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(η [B, T, H], log(1 − λ) [B, T, H], open steps [B, T, H] or None)."""
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """(η [B, T, H], log(1 − λ) [B, T, H], open steps [B, T, H] or None, base η of the call, one or [B, T, 1, 1])."""
 
         def chosen(name: str) -> Tensor | None:
             value = getattr(plasticity, name)
@@ -199,6 +200,9 @@ class SynapticMemory(nn.Module):
         scale = chosen("eta_scale")
         assert scale is not None
         eta = (scale * eta).clamp(max=1.0)
+        strength = scale * (self.importance.plasticity_eta if base is None else base)
+        if strength.dim():
+            strength = strength.unsqueeze(-1)
 
         log_decay = self.decay(hidden, chosen("decay_lambda")) * chosen("decay_scale")
         if elapsed is not None:
@@ -211,10 +215,10 @@ class SynapticMemory(nn.Module):
             opened = important if opened is None else opened & important
         if plasticity.frozen:
             opened = torch.zeros_like(eta, dtype=torch.bool)
-        return eta, log_decay, opened
+        return eta, log_decay, opened, strength
 
 
 def unit(x: Tensor) -> Tensor:
     """Last axis scaled to norm 1 in the state dtype: x · rsqrt(Σ x² + 1e-12)."""
     wide = x.to(state_dtype(x.dtype))
-    return (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + EPS)).to(x.dtype)
+    return (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + UNIT_EPS)).to(x.dtype)
