@@ -10,8 +10,9 @@
  * other, and every element of an output is written. Arguments are not checked: that is the caller's duty.
  *
  * Threads. `threads` (at least 1) is the largest number of threads that one call may use, its own included; small
- * calls use fewer. No thread outlives the call. Calls may run at the same time as long as their outputs do not
- * overlap. Results do not depend on `threads`.
+ * calls use fewer. The library's other threads are started when first needed and sleep between calls; a forked child
+ * starts its own. Calls may run at the same time as long as their outputs do not overlap; the threads then belong to
+ * the first, and the others run on their callers' alone. Results do not depend on `threads`.
  *
  * Status. Every kernel returns SSMN_OK, or SSMN_OUT_OF_MEMORY when its workspace cannot be allocated; the outputs
  * are then unspecified.
@@ -35,7 +36,7 @@
 extern "C" {
 #endif
 
-enum { SSMN_OK = 0, SSMN_OUT_OF_MEMORY = 1 };
+enum { SSMN_OK = 0, SSMN_OUT_OF_MEMORY = 1, SSMN_UNKNOWN_PATH = 2 };
 
 /* The library's version, which is the package's. */
 SSMN_API const char* ssmn_version(void);
@@ -43,8 +44,24 @@ SSMN_API const char* ssmn_version(void);
 /* The compiler that built the library, e.g. "GCC 12.2.0". */
 SSMN_API const char* ssmn_compiler(void);
 
-/* The instruction set that the kernels use on this machine, e.g. "x86-64-v4 (AVX-512)". */
+/*
+ * Paths. The library holds its kernels once per instruction set and uses the best that the processor has, or the one
+ * that the environment variable SSMN_KERNELS names: avx512-bf16, avx512, avx2, x86-64-v2 or portable (all that a
+ * compiler for ARM is given, which makes NEON of it). A name that is unknown or cannot run here is not used.
+ */
+
+/* The path in use, e.g. "avx512". */
+SSMN_API const char* ssmn_kernel_path(void);
+
+/* Its instruction set in words, e.g. "x86-64-v4 (AVX-512)". */
 SSMN_API const char* ssmn_instruction_set(void);
+
+/* The paths that can run on this machine, best first, with a space between them. */
+SSMN_API const char* ssmn_kernel_paths(void);
+
+/* Uses another path from now on; NULL means what SSMN_KERNELS says, else the best. No kernel may be running.
+ * Returns SSMN_UNKNOWN_PATH, and changes nothing, if no such path can run here. */
+SSMN_API int32_t ssmn_use_kernel_path(const char* name);
 
 /* C, the number of steps between two stored states of the memory. */
 SSMN_API int64_t ssmn_chunk_size(void);

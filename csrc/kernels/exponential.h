@@ -5,6 +5,8 @@
 #include <cstring>
 
 namespace ssmn {
+namespace SSMN_PATH {
+namespace {
 
 // exp(x) for x <= 0, within 2 units in the last place, 0 below -87; NaN stays NaN and exp(0) is exactly 1. Free of
 // branches, so that loops over it become vector code (the C library's exp does not).
@@ -30,6 +32,8 @@ inline float exp_nonpositive(float x) {
     return x < lowest ? 0.0f : poly * power;
 }
 
+}  // namespace
+}  // namespace SSMN_PATH
 }  // namespace ssmn
 
 #endif

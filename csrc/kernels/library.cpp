@@ -1,3 +1,4 @@
+#include "dispatch.h"
 #include "memory.h"
 #include "ssmn.h"
 
@@ -20,21 +21,126 @@ extern "C" const char* ssmn_compiler(void) {
 #endif
 }
 
-extern "C" const char* ssmn_instruction_set(void) {
-#if defined(SSMN_HAS_CLONES)
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("x86-64-v4")) return "x86-64-v4 (AVX-512)";
-    if (__builtin_cpu_supports("x86-64-v3")) return "x86-64-v3 (AVX2)";
-#endif
-#if defined(__x86_64__) || defined(_M_X64)
-    return "x86-64 (SSE2)";
-#elif defined(__aarch64__) || defined(_M_ARM64)
-    return "AArch64 (NEON)";
-#else
-    return "portable";
-#endif
-}
-
 extern "C" int64_t ssmn_chunk_size(void) {
     return ssmn::kChunk;
+}
+
+using ssmn::kernels;
+
+extern "C" int32_t ssmn_memory_write(
+    const ssmn_memory_sizes* sizes,
+    const float* k,
+    const float* v,
+    const float* write,
+    const float* erase,
+    const float* log_keep,
+    const int32_t* begin,
+    const int32_t* end,
+    const float* initial_state,
+    float* u,
+    float* chunk_states,
+    float* final_state,
+    int32_t threads) {
+    return kernels().memory_write(
+        sizes, k, v, write, erase, log_keep, begin, end, initial_state, u, chunk_states, final_state, threads);
+}
+
+extern "C" int32_t ssmn_memory_write_backward(
+    const ssmn_memory_sizes* sizes,
+    const float* k,
+    const float* v,
+    const float* write,
+    const float* erase,
+    const float* log_keep,
+    const int32_t* begin,
+    const int32_t* end,
+    const float* initial_state,
+    const float* u,
+    const float* chunk_states,
+    const float* d_u,
+    const float* d_chunk_states,
+    const float* d_final_state,
+    float* d_k,
+    float* d_v,
+    float* d_write,
+    float* d_erase,
+    float* d_log_keep,
+    float* d_initial_state,
+    int32_t threads) {
+    return kernels().memory_write_backward(
+        sizes, k, v, write, erase, log_keep, begin, end, initial_state, u, chunk_states, d_u, d_chunk_states,
+        d_final_state, d_k, d_v, d_write, d_erase, d_log_keep, d_initial_state, threads);
+}
+
+extern "C" int32_t ssmn_memory_read(
+    const ssmn_memory_sizes* sizes,
+    const float* q,
+    const float* k,
+    const float* u,
+    const float* log_keep,
+    const int32_t* begin,
+    const float* initial_state,
+    const float* chunk_states,
+    float* o,
+    int32_t threads) {
+    return kernels().memory_read(sizes, q, k, u, log_keep, begin, initial_state, chunk_states, o, threads);
+}
+
+extern "C" int32_t ssmn_memory_read_backward(
+    const ssmn_memory_sizes* sizes,
+    const float* q,
+    const float* k,
+    const float* u,
+    const float* log_keep,
+    const int32_t* begin,
+    const float* initial_state,
+    const float* chunk_states,
+    const float* d_o,
+    float* d_q,
+    float* d_k,
+    float* d_u,
+    float* d_log_keep,
+    float* d_initial_state,
+    float* d_chunk_states,
+    int32_t threads) {
+    return kernels().memory_read_backward(
+        sizes, q, k, u, log_keep, begin, initial_state, chunk_states, d_o, d_q, d_k, d_u, d_log_keep, d_initial_state,
+        d_chunk_states, threads);
+}
+
+extern "C" int32_t ssmn_banded_attention(
+    const ssmn_attention_sizes* sizes,
+    const float* q,
+    const float* k,
+    const float* v,
+    const int32_t* lo,
+    const int32_t* hi,
+    const float* sinks,
+    float scale,
+    float* o,
+    float* lse,
+    int32_t threads) {
+    return kernels().banded_attention(sizes, q, k, v, lo, hi, sinks, scale, o, lse, threads);
+}
+
+extern "C" int32_t ssmn_banded_attention_backward(
+    const ssmn_attention_sizes* sizes,
+    const float* q,
+    const float* k,
+    const float* v,
+    const int32_t* lo,
+    const int32_t* hi,
+    const float* sinks,
+    float scale,
+    const float* o,
+    const float* lse,
+    const float* d_o,
+    const float* d_lse,
+    float* d_q,
+    float* d_k,
+    float* d_v,
+    float* d_sinks,
+    int32_t threads) {
+    return kernels().banded_attention_backward(
+        sizes, q, k, v, lo, hi, sinks, scale, o, lse, d_o, d_lse, d_q, d_k, d_v, d_sinks, threads);
 }

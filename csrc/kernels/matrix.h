@@ -1,12 +1,23 @@
-// Small dense products over row-major blocks, written so that the compiler keeps the sums in vector registers.
+// Small dense products over row-major blocks of floats, with the sums in registers.
 #ifndef SSMN_MATRIX_H
 #define SSMN_MATRIX_H
 
-#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
+#include "simd.h"
+
 namespace ssmn {
+namespace SSMN_PATH {
+namespace {
+
+SSMN_INLINE int64_t smaller(int64_t x, int64_t y) {
+    return x < y ? x : y;
+}
+
+SSMN_INLINE int64_t larger(int64_t x, int64_t y) {
+    return x > y ? x : y;
+}
 
 // A view of a matrix: element (i, j) is data[i * row + j * column].
 struct Matrix {
@@ -18,67 +29,76 @@ struct Matrix {
     Matrix from_row(int64_t i) const { return {data + i * row, row, column}; }
 };
 
-// A tile has more columns than compilers unroll completely: what they unroll first they do not vectorise well. Its sums
-// then stay in registers, at whatever width the machine has.
-constexpr int64_t kTileRows = 4;
-constexpr int64_t kTileColumns = 32;
-
-// c [Rows, kTileColumns] += a [Rows, p] b [p, kTileColumns]
-template <int64_t Rows>
-inline void add_tile(int64_t p, Matrix a, const float* b, int64_t b_row, float* c, int64_t c_row) {
-    float sum[Rows][kTileColumns] = {};
-    for (int64_t s = 0; s < p; ++s)
-        for (int64_t r = 0; r < Rows; ++r) {
-            const float x = a.data[r * a.row + s * a.column];
-            for (int64_t l = 0; l < kTileColumns; ++l) sum[r][l] += x * b[s * b_row + l];
-        }
-    for (int64_t r = 0; r < Rows; ++r)
-        for (int64_t l = 0; l < kTileColumns; ++l) c[r * c_row + l] += sum[r][l];
+// The first `count` < kLanes floats; the other lanes are 0.
+SSMN_INLINE Vec load_part(const float* from, int64_t count) {
+    float lane[kLanes] = {};
+    for (int64_t l = 0; l < count; ++l) lane[l] = from[l];
+    return load(lane);
 }
 
-// c [m, columns] += a [m, p] b [p, columns] for less than a tile of columns, through copies padded to a whole one.
-inline void add_narrow_product(
-    int64_t m, int64_t columns, int64_t p, Matrix a, const float* b, int64_t b_row, float* c, int64_t c_row) {
-    constexpr int64_t panel_rows = 64;
-    float panel[panel_rows * kTileColumns], sum[kTileRows * kTileColumns];
-    for (int64_t s = 0; s < p; s += panel_rows) {
-        const int64_t depth = std::min(panel_rows, p - s);
-        for (int64_t r = 0; r < depth; ++r) {
-            std::copy_n(b + (s + r) * b_row, columns, panel + r * kTileColumns);
-            std::fill_n(panel + r * kTileColumns + columns, kTileColumns - columns, 0.0f);
-        }
-        for (int64_t i = 0; i < m; i += kTileRows) {
-            const int64_t rows = std::min(kTileRows, m - i);
-            const Matrix at{a.data + i * a.row + s * a.column, a.row, a.column};
-            std::fill_n(sum, kTileRows * kTileColumns, 0.0f);
-            if (rows == kTileRows) {
-                add_tile<kTileRows>(depth, at, panel, kTileColumns, sum, kTileColumns);
-            } else {
-                for (int64_t r = 0; r < rows; ++r)
-                    add_tile<1>(depth, at.from_row(r), panel, kTileColumns, sum + r * kTileColumns, kTileColumns);
-            }
-            for (int64_t r = 0; r < rows; ++r)
-                for (int64_t l = 0; l < columns; ++l) c[(i + r) * c_row + l] += sum[r * kTileColumns + l];
+SSMN_INLINE void store_part(float* to, Vec x, int64_t count) {
+    float lane[kLanes];
+    store(lane, x);
+    for (int64_t l = 0; l < count; ++l) to[l] = lane[l];
+}
+
+// A tile of sums: as many as leave room in the registers for a row of b and an element of a.
+constexpr int64_t kTileVectors = 2;
+constexpr int64_t kTileRows = SSMN_LANES == 16 ? 12 : 6;
+
+// c [Rows, Vectors * kLanes] += a [Rows, p] b [p, Vectors * kLanes]
+template <int64_t Rows, int64_t Vectors>
+SSMN_INLINE void add_tile(int64_t p, Matrix a, const float* b, int64_t b_row, float* c, int64_t c_row) {
+    Vec sum[Rows][Vectors] = {};
+    for (int64_t s = 0; s < p; ++s) {
+        Vec line[Vectors];
+        for (int64_t l = 0; l < Vectors; ++l) line[l] = load(b + s * b_row + l * kLanes);
+        for (int64_t r = 0; r < Rows; ++r) {
+            const Vec x = broadcast(a.data[r * a.row + s * a.column]);
+            for (int64_t l = 0; l < Vectors; ++l) sum[r][l] += x * line[l];
         }
     }
+    for (int64_t r = 0; r < Rows; ++r)
+        for (int64_t l = 0; l < Vectors; ++l) {
+            float* at = c + r * c_row + l * kLanes;
+            store(at, load(at) + sum[r][l]);
+        }
+}
+
+// The same for `count` < kLanes columns.
+template <int64_t Rows>
+SSMN_INLINE void add_tail(int64_t count, int64_t p, Matrix a, const float* b, int64_t b_row, float* c, int64_t c_row) {
+    Vec sum[Rows] = {};
+    for (int64_t s = 0; s < p; ++s) {
+        const Vec line = load_part(b + s * b_row, count);
+        for (int64_t r = 0; r < Rows; ++r) sum[r] += broadcast(a.data[r * a.row + s * a.column]) * line;
+    }
+    for (int64_t r = 0; r < Rows; ++r) store_part(c + r * c_row, load_part(c + r * c_row, count) + sum[r], count);
+}
+
+// c [Rows, n] += a [Rows, p] b [p, n]
+template <int64_t Rows>
+inline void add_rows(int64_t n, int64_t p, Matrix a, const float* b, int64_t b_row, float* c, int64_t c_row) {
+    int64_t j = 0;
+    for (; j + kTileVectors * kLanes <= n; j += kTileVectors * kLanes)
+        add_tile<Rows, kTileVectors>(p, a, b + j, b_row, c + j, c_row);
+    for (; j + kLanes <= n; j += kLanes) add_tile<Rows, 1>(p, a, b + j, b_row, c + j, c_row);
+    if (j < n) add_tail<Rows>(n - j, p, a, b + j, b_row, c + j, c_row);
 }
 
 // c [m, n] += a [m, p] b [p, n]; the rows of b and c are contiguous.
 inline void add_product(
     int64_t m, int64_t n, int64_t p, Matrix a, const float* b, int64_t b_row, float* c, int64_t c_row) {
-    const int64_t whole = n / kTileColumns * kTileColumns;
-    for (int64_t j = 0; j < whole; j += kTileColumns) {
-        int64_t i = 0;
-        for (; i + kTileRows <= m; i += kTileRows)
-            add_tile<kTileRows>(p, a.from_row(i), b + j, b_row, c + i * c_row + j, c_row);
-        for (; i < m; ++i) add_tile<1>(p, a.from_row(i), b + j, b_row, c + i * c_row + j, c_row);
-    }
-    if (whole < n) add_narrow_product(m, n - whole, p, a, b + whole, b_row, c + whole, c_row);
+    int64_t i = 0;
+    for (; i + kTileRows <= m; i += kTileRows) add_rows<kTileRows>(n, p, a.from_row(i), b, b_row, c + i * c_row, c_row);
+    for (; i + 4 <= m; i += 4) add_rows<4>(n, p, a.from_row(i), b, b_row, c + i * c_row, c_row);
+    for (; i < m; ++i) add_rows<1>(n, p, a.from_row(i), b, b_row, c + i * c_row, c_row);
 }
 
 // c [m, n] = a [m, p] b [p, n].
 inline void product(int64_t m, int64_t n, int64_t p, Matrix a, const float* b, int64_t b_row, float* c, int64_t c_row) {
-    for (int64_t i = 0; i < m; ++i) std::fill_n(c + i * c_row, n, 0.0f);
+    for (int64_t i = 0; i < m; ++i)
+        for (int64_t j = 0; j < n; ++j) c[i * c_row + j] = 0.0f;
     add_product(m, n, p, a, b, b_row, c, c_row);
 }
 
@@ -87,8 +107,8 @@ inline void transpose(int64_t m, int64_t n, const float* from, int64_t from_row,
     constexpr int64_t block = 16;
     for (int64_t i0 = 0; i0 < m; i0 += block)
         for (int64_t j0 = 0; j0 < n; j0 += block)
-            for (int64_t j = j0; j < std::min(n, j0 + block); ++j)
-                for (int64_t i = i0; i < std::min(m, i0 + block); ++i) to[j * to_row + i] = from[i * from_row + j];
+            for (int64_t j = j0; j < smaller(n, j0 + block); ++j)
+                for (int64_t i = i0; i < smaller(m, i0 + block); ++i) to[j * to_row + i] = from[i * from_row + j];
 }
 
 // Rows of `width` floats, `from_row` apart, to dense rows.
@@ -110,46 +130,36 @@ inline void scale(int64_t n, float factor, float* x) {
     for (int64_t i = 0; i < n; ++i) x[i] *= factor;
 }
 
-// Reductions keep one partial result per lane: the compiler may not reorder a sum by itself.
-constexpr int64_t kLanes = 32;
-
-inline float fold(float* lanes, float tail) {
-    for (int64_t half = kLanes / 2; half > 0; half /= 2)
-        for (int64_t l = 0; l < half; ++l) lanes[l] += lanes[l + half];
-    return lanes[0] + tail;
-}
-
 inline float dot(int64_t n, const float* x, const float* y) {
-    float lanes[kLanes] = {}, tail = 0.0f;
+    Vec lanes = {};
+    float tail = 0.0f;
     int64_t i = 0;
-    for (; i + kLanes <= n; i += kLanes)
-        for (int64_t l = 0; l < kLanes; ++l) lanes[l] += x[i + l] * y[i + l];
+    for (; i + kLanes <= n; i += kLanes) lanes += load(x + i) * load(y + i);
     for (; i < n; ++i) tail += x[i] * y[i];
-    return fold(lanes, tail);
+    return reduce_add(lanes) + tail;
 }
 
 inline float sum(int64_t n, const float* x) {
-    float lanes[kLanes] = {}, tail = 0.0f;
+    Vec lanes = {};
+    float tail = 0.0f;
     int64_t i = 0;
-    for (; i + kLanes <= n; i += kLanes)
-        for (int64_t l = 0; l < kLanes; ++l) lanes[l] += x[i + l];
+    for (; i + kLanes <= n; i += kLanes) lanes += load(x + i);
     for (; i < n; ++i) tail += x[i];
-    return fold(lanes, tail);
+    return reduce_add(lanes) + tail;
 }
 
 // The largest of x and `floor`.
 inline float largest(int64_t n, const float* x, float floor) {
-    float lanes[kLanes];
-    std::fill_n(lanes, kLanes, floor);
+    Vec lanes = broadcast(floor);
     int64_t i = 0;
-    for (; i + kLanes <= n; i += kLanes)
-        for (int64_t l = 0; l < kLanes; ++l) lanes[l] = x[i + l] > lanes[l] ? x[i + l] : lanes[l];
-    for (; i < n; ++i) lanes[0] = std::max(lanes[0], x[i]);
-    for (int64_t half = kLanes / 2; half > 0; half /= 2)
-        for (int64_t l = 0; l < half; ++l) lanes[l] = std::max(lanes[l], lanes[l + half]);
-    return lanes[0];
+    for (; i + kLanes <= n; i += kLanes) lanes = maximum(load(x + i), lanes);
+    float most = reduce_max(lanes);
+    for (; i < n; ++i) most = x[i] > most ? x[i] : most;
+    return most;
 }
 
+}  // namespace
+}  // namespace SSMN_PATH
 }  // namespace ssmn
 
 #endif

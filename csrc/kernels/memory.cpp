@@ -4,10 +4,10 @@
 #include <cmath>
 #include <cstring>
 
-#include "clones.h"
 #include "exponential.h"
 #include "matrix.h"
 #include "parallel.h"
+#include "path.h"
 #include "ssmn.h"
 
 // Steps are worked on in runs: consecutive steps of one chunk that share one starting state S_0. Within a run of n
@@ -21,6 +21,7 @@
 // (o is the elementwise product). The backward passes below transpose these three lines.
 
 namespace ssmn {
+namespace SSMN_PATH {
 namespace {
 
 // Triangular matrices [kChunk, kChunk] are filled and used in blocks of this many rows: row i holds columns up to the
@@ -208,7 +209,7 @@ struct WriteArguments {
     const float* initial_state;
 };
 
-SSMN_CLONES void write_lane(
+void write_lane(
     const WriteArguments& in,
     const Lane& lane,
     float* u_out,
@@ -268,7 +269,7 @@ struct WriteGradients {
     float *k, *v, *write, *erase, *log_keep, *initial_state;
 };
 
-SSMN_CLONES void write_lane_backward(
+void write_lane_backward(
     const WriteArguments& in,
     const Lane& lane,
     const float* u_in,
@@ -429,7 +430,7 @@ struct ReadArguments {
     }
 };
 
-SSMN_CLONES void read_chunk(const ReadArguments& in, const Lane& lane, int64_t chunk, float* o_out, float* workspace) {
+void read_chunk(const ReadArguments& in, const Lane& lane, int64_t chunk, float* o_out, float* workspace) {
     const int64_t K = lane.key_width, V = lane.value_width;
     Workspace space{workspace};
     float* queries = space.take(kChunk * K);
@@ -468,7 +469,7 @@ struct ReadGradients {
     float *q, *k, *u, *log_keep, *initial_state, *chunk_states;
 };
 
-SSMN_CLONES void read_chunk_backward(
+void read_chunk_backward(
     const ReadArguments& in,
     const Lane& lane,
     int64_t chunk,
@@ -550,11 +551,8 @@ double operations(const ssmn_memory_sizes& sizes) {
 }
 
 }  // namespace
-}  // namespace ssmn
 
-using namespace ssmn;
-
-extern "C" int32_t ssmn_memory_write(
+int32_t memory_write(
     const ssmn_memory_sizes* sizes,
     const float* k,
     const float* v,
@@ -579,7 +577,7 @@ extern "C" int32_t ssmn_memory_write(
         });
 }
 
-extern "C" int32_t ssmn_memory_write_backward(
+int32_t memory_write_backward(
     const ssmn_memory_sizes* sizes,
     const float* k,
     const float* v,
@@ -620,7 +618,7 @@ extern "C" int32_t ssmn_memory_write_backward(
         });
 }
 
-extern "C" int32_t ssmn_memory_read(
+int32_t memory_read(
     const ssmn_memory_sizes* sizes,
     const float* q,
     const float* k,
@@ -642,7 +640,7 @@ extern "C" int32_t ssmn_memory_read(
         });
 }
 
-extern "C" int32_t ssmn_memory_read_backward(
+int32_t memory_read_backward(
     const ssmn_memory_sizes* sizes,
     const float* q,
     const float* k,
@@ -672,3 +670,6 @@ extern "C" int32_t ssmn_memory_read_backward(
             read_chunk_backward(in, lane, task / sizes->heads % chunks, d_o, out, space);
         });
 }
+
+}  // namespace SSMN_PATH
+}  // namespace ssmn

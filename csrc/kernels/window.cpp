@@ -4,10 +4,10 @@
 #include <memory>
 #include <new>
 
-#include "clones.h"
 #include "exponential.h"
 #include "matrix.h"
 #include "parallel.h"
+#include "path.h"
 #include "ssmn.h"
 
 // Queries are worked on in blocks against blocks of keys, with the softmax kept as a running maximum and a running
@@ -15,6 +15,7 @@
 // weights from the stored log-sum-exp.
 
 namespace ssmn {
+namespace SSMN_PATH {
 namespace {
 
 constexpr int64_t kQueries = 32;
@@ -86,7 +87,7 @@ int64_t forward_workspace(int64_t width) {
     return width * (2 * kQueries + kKeys) + kQueries * kKeys;
 }
 
-SSMN_CLONES void attend_block(
+void attend_block(
     const AttentionArguments& in, int64_t row, int64_t head, int64_t number, float* o, float* lse, float* workspace) {
     const int64_t D = in.sizes.width;
     float* queries = workspace;
@@ -143,7 +144,7 @@ int64_t backward_workspace(int64_t width) {
 }
 
 // All queries of one row that share a key head: they add up in one place, always in the same order.
-SSMN_CLONES void attend_backward(
+void attend_backward(
     const AttentionArguments& in,
     int64_t row,
     int64_t key_head,
@@ -225,11 +226,8 @@ double operations(const ssmn_attention_sizes& sizes, const int32_t* lo, const in
 }
 
 }  // namespace
-}  // namespace ssmn
 
-using namespace ssmn;
-
-extern "C" int32_t ssmn_banded_attention(
+int32_t banded_attention(
     const ssmn_attention_sizes* sizes,
     const float* q,
     const float* k,
@@ -250,7 +248,7 @@ extern "C" int32_t ssmn_banded_attention(
         });
 }
 
-extern "C" int32_t ssmn_banded_attention_backward(
+int32_t banded_attention_backward(
     const ssmn_attention_sizes* sizes,
     const float* q,
     const float* k,
@@ -288,3 +286,6 @@ extern "C" int32_t ssmn_banded_attention_backward(
         }
     return status;
 }
+
+}  // namespace SSMN_PATH
+}  // namespace ssmn

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import sys
+import warnings
 from collections.abc import Iterable
 from ctypes import POINTER, Structure, c_char_p, c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
@@ -19,6 +21,9 @@ from ssmn.errors import BackendError
 
 CHUNK = 64
 """C, the steps between two stored states of the memory; the library must agree."""
+
+KERNELS_VARIABLE = "SSMN_KERNELS"
+"""The environment variable that names the kernels to use."""
 
 _FILE_NAME = {"win32": "ssmn.dll", "darwin": "libssmn.dylib"}.get(sys.platform, "libssmn.so")
 _REINSTALL = "reinstall from the source folder: pip install --force-reinstall --no-deps --no-cache-dir ."
@@ -62,6 +67,10 @@ class NativeStatus:
     version: str | None = None
     instruction_set: str | None = None
     compiler: str | None = None
+    kernels: str | None = None
+    """The kernels in use, one of `runnable`; the environment variable SSMN_KERNELS chooses."""
+    runnable: tuple[str, ...] = ()
+    """The kernels that this machine can run, best first."""
 
 
 @functools.cache
@@ -117,8 +126,9 @@ def load(package_folders: Iterable[Path]) -> tuple[ctypes.CDLL | None, NativeSta
         return None, NativeStatus(False, reason)
     try:
         loaded = ctypes.CDLL(str(path))
-        for name in ("ssmn_version", "ssmn_compiler", "ssmn_instruction_set"):
-            getattr(loaded, name).restype = c_char_p
+        for name in ("version", "compiler", "instruction_set", "kernel_path", "kernel_paths"):
+            getattr(loaded, f"ssmn_{name}").restype = c_char_p
+        loaded.ssmn_use_kernel_path.argtypes = [c_char_p]
         loaded.ssmn_chunk_size.restype = c_int64
         version, chunk = loaded.ssmn_version().decode(), loaded.ssmn_chunk_size()
         for name, argument_types in _KERNELS.items():
@@ -130,5 +140,24 @@ def load(package_folders: Iterable[Path]) -> tuple[ctypes.CDLL | None, NativeSta
         reason = f"{path} is version {version}, but the package is {ssmn.__version__}; {_REINSTALL}"
         return None, NativeStatus(False, reason, path, version)
     instruction_set, compiler = loaded.ssmn_instruction_set().decode(), loaded.ssmn_compiler().decode()
-    reason = f"version {version}, {instruction_set}, built with {compiler}"
-    return loaded, NativeStatus(True, reason, path, version, instruction_set, compiler)
+    kernels, runnable = loaded.ssmn_kernel_path().decode(), tuple(loaded.ssmn_kernel_paths().decode().split())
+    reason = f"version {version}, kernels {kernels}: {instruction_set}, built with {compiler}"
+    asked = os.environ.get(KERNELS_VARIABLE)
+    if asked and asked != kernels:
+        reason += f"; {KERNELS_VARIABLE}={asked} is not one of those that run here ({', '.join(runnable)})"
+        warnings.warn(f"native: {reason}", stacklevel=2)
+    return loaded, NativeStatus(True, reason, path, version, instruction_set, compiler, kernels, runnable)
+
+
+def use_kernels(name: str | None) -> None:
+    """Uses another set of kernels from now on, e.g. to compare them; not while one is running.
+
+    Args:
+        name: One of `status().runnable`; None = what SSMN_KERNELS says, else the best.
+
+    Raises:
+        BackendError: There is no library, or it has no such kernels for this machine.
+    """
+    if library().ssmn_use_kernel_path(None if name is None else name.encode()) != _OK:
+        raise BackendError(f"native: kernels {name!r} do not run here; wanted one of {', '.join(status().runnable)}.")
+    _loaded.cache_clear()

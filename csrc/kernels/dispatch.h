@@ -1,0 +1,31 @@
+// One library holds the kernels several times, once per instruction set: a *path*. The best path that the processor has
+// is chosen when it is first needed; the environment variable SSMN_KERNELS names another one.
+//
+// The sources of a path (CMakeLists.txt lists them) are compiled once per path with that path's compiler flags and
+// SSMN_PATH set to its namespace. They may define nothing outside ssmn::SSMN_PATH and no weak symbols: the linker
+// merges weak ones across paths, and code for one processor would then run on another. So helpers stand in an anonymous
+// namespace, and nothing of the standard library that is not inlined is used there.
+#ifndef SSMN_DISPATCH_H
+#define SSMN_DISPATCH_H
+
+#include "ssmn.h"
+
+namespace ssmn {
+
+struct Kernels {
+    const char* path;
+    const char* instruction_set;
+    decltype(&ssmn_memory_write) memory_write;
+    decltype(&ssmn_memory_write_backward) memory_write_backward;
+    decltype(&ssmn_memory_read) memory_read;
+    decltype(&ssmn_memory_read_backward) memory_read_backward;
+    decltype(&ssmn_banded_attention) banded_attention;
+    decltype(&ssmn_banded_attention_backward) banded_attention_backward;
+};
+
+// The kernels in use.
+const Kernels& kernels();
+
+}  // namespace ssmn
+
+#endif

@@ -1,0 +1,15 @@
+#include "path.h"
+
+#define SSMN_TEXT_OF(x) #x
+#define SSMN_TEXT(x) SSMN_TEXT_OF(x)
+
+namespace ssmn {
+namespace SSMN_PATH {
+
+const Kernels kKernels = {
+    SSMN_PATH_NAME, SSMN_PATH_INSTRUCTIONS, memory_write,     memory_write_backward,
+    memory_read,    memory_read_backward,   banded_attention, banded_attention_backward,
+};
+
+}  // namespace SSMN_PATH
+}  // namespace ssmn

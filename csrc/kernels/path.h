@@ -1,0 +1,23 @@
+// The kernels of one path, for the files that are compiled once per path; `dispatch.h` explains.
+#ifndef SSMN_PATH_H
+#define SSMN_PATH_H
+
+#include "dispatch.h"
+#include "ssmn.h"
+
+namespace ssmn {
+namespace SSMN_PATH {
+
+extern const Kernels kKernels;
+
+extern decltype(ssmn_memory_write) memory_write;
+extern decltype(ssmn_memory_write_backward) memory_write_backward;
+extern decltype(ssmn_memory_read) memory_read;
+extern decltype(ssmn_memory_read_backward) memory_read_backward;
+extern decltype(ssmn_banded_attention) banded_attention;
+extern decltype(ssmn_banded_attention_backward) banded_attention_backward;
+
+}  // namespace SSMN_PATH
+}  // namespace ssmn
+
+#endif
