@@ -28,7 +28,8 @@ class SynapticMemory(nn.Module):
     """A memory S [H, K, V] that stores "what followed this" and is asked "what followed things like now".
 
     k_t = l2(W_k h_{t−1}), q_t = l2(W_q h_t), v_t = W_v h_t; S_t by `ssmn.ops.synaptic_memory`;
-    y_t = W_o (norm(S_tᵀ q_t) · silu(W_g h_t + 1)) with norm(o) = o / √(mean o² + (η/5)²), η the base of the call. The pairing of h_t with h_{t−1} is the seed's
+    y_t = W_o (norm(S_tᵀ q_t) · silu(W_g h_t + 1)), norm(o) = o / √(mean o² + (η/5)²), η the base
+    plasticity of the call. The pairing of h_t with h_{t−1} is the seed's
     ΔW_f = η (h_t ⊗ h_{t−1}) − λ W_f, with S the transpose of W_f; the rules are those of linear attention
     with decay (Katharopoulos et al., 2020) and Gated DeltaNet (Yang et al., 2024).
 
@@ -187,7 +188,7 @@ class SynapticMemory(nn.Module):
         cu_seqlens: Tensor | None,
         streams: int,
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """(η [B, T, H], log(1 − λ) [B, T, H], open steps [B, T, H] or None, base η of the call, one or [B, T, 1, 1])."""
+        """(η [B, T, H], log(1 − λ) [B, T, H], open steps [B, T, H] or None, base η: one or [.., .., 1, 1])."""
 
         def chosen(name: str) -> Tensor | None:
             value = getattr(plasticity, name)
