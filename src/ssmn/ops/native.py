@@ -16,6 +16,7 @@ from ssmn import native
 from ssmn.state import WindowState
 
 _CONVERTED = (torch.float32, torch.bfloat16, torch.float16)
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def refusal(*tensors: Tensor) -> str | None:
@@ -96,12 +97,21 @@ def attend(
     ring: tuple[Tensor | None, ...] = (None, None, None)
     if initial_state is not None:
         ring = (initial_state.keys.float(), initial_state.values.float(), initial_state.position)
-    o, _, *final = torch.ops.ssmn.window_attention(
-        q, k, v, *ring, mask, reset,
-        None if cu_seqlens is None else cu_seqlens.long(), None if sinks is None else sinks.float(),
-        window_size, rope_theta, output_final_state,
-    )  # fmt: skip
+    bounds = None if cu_seqlens is None else cu_seqlens.long()
+    logits = None if sinks is None else sinks.float()
+    tensors = (q, k, v, *ring, mask, reset, bounds, logits)
+    # The way through the dispatcher takes longer than a step.
+    run = _attended if _nothing_watches(*tensors) else torch.ops.ssmn.window_attention
+    o, _, *final = run(*tensors, window_size, rope_theta, output_final_state)
     return o, WindowState(*final) if output_final_state else None
+
+
+def _nothing_watches(*tensors: Tensor | None) -> bool:
+    """Whether a kernel may run without a custom op around it: nothing is traced, and nothing asks for a gradient."""
+    if torch.compiler.is_compiling():
+        return False
+    tracked = torch.is_grad_enabled()
+    return not any(x is not None and (type(x) not in _PLAIN or (tracked and x.requires_grad)) for x in tensors)
 
 
 def _pointer(tensor: Tensor | None) -> int | None:
@@ -280,8 +290,7 @@ def _attended_like(
     )
 
 
-@torch.library.custom_op("ssmn::window_attention", mutates_args=())
-def _window_attention(
+def _attended(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -302,6 +311,9 @@ def _window_attention(
     asked = outputs if output_final_state else (*outputs[:2], None, None, None)
     _run("ssmn_window_attention", sizes, numbers[0], *inputs, *numbers[1:], *asked)
     return outputs
+
+
+_window_attention = torch.library.custom_op("ssmn::window_attention", _attended, mutates_args=())
 
 
 @_window_attention.register_fake
