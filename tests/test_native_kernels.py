@@ -55,16 +55,30 @@ def native_memory(inputs, tables):
     return o, chunk_states, final_state
 
 
-def naive_attention(q, k, v, lo, hi, sinks, scale):
-    group = q.shape[2] // k.shape[2]
-    k, v = k.repeat_interleave(group, 2), v.repeat_interleave(group, 2)
-    keys = torch.arange(k.shape[1])
-    seen = (keys >= lo[..., None]) & (keys < hi[..., None])
-    scores = torch.einsum("bthd,bjhd->btjh", q, k) * scale
-    weights = torch.where(seen[..., None], scores, -torch.inf).exp()
-    denominator = weights.sum(2) + (0.0 if sinks is None else sinks.exp())
-    o = torch.einsum("btjh,bjhd->bthd", weights, v)
-    return torch.where(denominator[..., None] > 0, o / denominator.clamp_min(1e-300)[..., None], 0.0)
+def attention_inputs(
+    steps: int, streams: int, *, heads: tuple[int, int], width: int, window: int, rows: int = B
+) -> tuple[list[Any], dict[str, Any]]:
+    """Floating inputs (the carried ring among them), and sinks' place last; and the rest by name."""
+    rng = torch.Generator().manual_seed(1)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=rng, dtype=torch.float64)
+
+    ring = (streams, window - 1, heads[1], width)
+    shapes = [(rows, steps, heads[0], width), *[(rows, steps, heads[1], width)] * 2, ring, ring, (heads[0],)]
+    position = torch.arange(streams) * 7 % (2 * window)
+    return [normal(*shape) for shape in shapes], {"position": position}
+
+
+def attend(inputs, position, backend=None, dtype=None, **options):
+    """(o, final keys, final values) of `window_attention`."""
+    q, k, v, ring_keys, ring_values, sinks = inputs
+    state = ssmn.state.WindowState(ring_keys, ring_values, position)
+    o, final = ssmn.ops.window_attention(
+        q, k, v, sinks=sinks, initial_state=state, output_final_state=True, backend=backend or "native", **options
+    )
+    assert final is not None
+    return o, final.keys, final.values
 
 
 def memory_inputs(steps: int, streams: int, *, erases: bool, seed: int = 0, rows: int = B) -> list[Any]:
@@ -205,46 +219,56 @@ def test_strong_decay_neither_overflows_nor_loses_the_near_steps():
 @pytest.mark.parametrize("steps", [0, 1, 33, 150])
 @pytest.mark.parametrize("heads", [(6, 3), (4, 1), (5, 5)], ids=str)
 def test_attention_and_gradients(heads, steps, sinks):
-    rng = torch.Generator().manual_seed(1)
-    rows, before, window, width = 2, 17, 70, 10
-    shapes = [(rows, steps, heads[0], width), *[(rows, before + steps, heads[1], width)] * 2]
-    inputs = [torch.randn(shape, generator=rng, dtype=torch.float64) for shape in shapes]
-    logits = torch.randn(heads[0], generator=rng, dtype=torch.float64) if sinks else None
-    hi = (torch.arange(steps) + before + 1).repeat(rows, 1)
-    lo = (hi - window).clamp_min(torch.tensor([[0], [11]]))
-    if steps > 5:
-        lo[0, 3:5] = hi[0, 3:5] = 0
-        lo[1, 3] = hi[1, 3]
-        lo[0, steps // 2 :] = lo[0, steps // 2 :].clamp_min(before + steps // 2)
-
-    def run(function, inputs):
-        q, k, v, sinks = inputs
-        return (function(q, k, v, lo.int(), hi.int(), sinks, 0.3),)
-
-    compare(lambda x: run(kernels.attend, x), lambda x: run(naive_attention, x), [*inputs, logits])
+    inputs, ring = attention_inputs(steps, B, heads=heads, width=10, window=70)
+    if not sinks:
+        inputs[-1] = None
+    options = {**ring, "window_size": 70, "rope_theta": 50.0}
+    compare(lambda x: attend(x, **options), lambda x: attend(x, backend="reference", **options), inputs)
 
 
-def test_log_sum_exp_is_differentiable_too():
-    rng = torch.Generator().manual_seed(2)
-    q, k, v = (torch.randn(2, 40, heads, 10, generator=rng, dtype=torch.float64) for heads in (6, 3, 3))
-    lo = torch.zeros(2, 40, dtype=torch.int32)
-    hi = (torch.arange(40, dtype=torch.int32) + 1).repeat(2, 1)
+def test_attention_over_several_slabs():
+    inputs, ring = attention_inputs(600, 1, heads=(2, 1), width=6, window=300, rows=1)
+    options = {**ring, "window_size": 300, "rope_theta": 1e4}
+    compare(lambda x: attend(x, **options), lambda x: attend(x, backend="chunked", **options), inputs)
 
-    def slow(inputs):
-        q, k, v = inputs
-        scores = torch.einsum("bthd,bjhd->bthj", q, k.repeat_interleave(2, 2)) * 0.3
-        unseen = torch.ones(40, 40, dtype=torch.bool).triu(1)[:, None]
-        return naive_attention(q, k, v, lo, hi, None, 0.3), scores.masked_fill(unseen, -torch.inf).logsumexp(-1)
 
-    compare(lambda x: torch.ops.ssmn.banded_attention(*x, lo, hi, None, 0.3), slow, [q, k, v])
+def bfloat16_errors(heads: int, width: int, steps: int, window: int, rope_theta: float | None) -> dict[str, float]:
+    """Root mean square errors of o and the gradients against float64, relative to the exact one's."""
+    rng = torch.Generator().manual_seed(4)
+    q, k, v, d_o = (torch.randn(1, steps, heads, width, generator=rng).bfloat16() for _ in range(4))
+
+    def results(backend, dtype):
+        leaves = [x.to(dtype).requires_grad_() for x in (q, k, v)]
+        o, _ = ssmn.ops.window_attention(*leaves, window_size=window, rope_theta=rope_theta, backend=backend)
+        return [o.detach(), *torch.autograd.grad(o, leaves, d_o.to(dtype))]
+
+    pairs = zip(results("native", torch.bfloat16), results("chunked", torch.float64), strict=True)
+    return {
+        name: float((fast.double() - exact).square().mean().sqrt() / exact.square().mean().sqrt())
+        for name, (fast, exact) in zip(("o", "q", "k", "v"), pairs, strict=True)
+    }
+
+
+@pytest.mark.parametrize("rope_theta", [None, 1e4])
+def test_bfloat16_attention_is_as_exact_as_its_type(rope_theta):
+    errors = bfloat16_errors(2, 64, 1100, 512, rope_theta)
+    # Half a unit in the last place is 2^-9 = 0.002, and several roundings come together.
+    assert max(errors.values()) < 0.01, errors
+
+
+def test_attention_far_into_a_stream():
+    """Angles come from the integer position in float64: float32 has lost the unit by position 16,777,216."""
+    inputs, _ = attention_inputs(40, 2, heads=(2, 1), width=8, window=20, rows=2)
+    options = {"position": torch.tensor([2**40 + 1, 2**24 + 1]), "window_size": 20, "rope_theta": 1e4}
+    compare(lambda x: attend(x, **options), lambda x: attend(x, backend="reference", **options), inputs)
 
 
 def test_large_scores_do_not_overflow():
     q, k, v = torch.full((1, 3, 2, 4), 60.0), torch.full((1, 3, 2, 4), 60.0), torch.randn(1, 3, 2, 4)
     k[:, 1] = -60.0
-    lo, hi = torch.zeros(1, 3, dtype=torch.int32), torch.full((1, 3), 3, dtype=torch.int32)
-    expected = torch.stack([v[:, 0], v[:, 2]]).mean(0, dtype=torch.float64)
-    close(kernels.attend(q, k, v, lo, hi, None, 1.0), expected.unsqueeze(1).expand(-1, 3, -1, -1))
+    o, _ = ssmn.ops.window_attention(q, k, v, window_size=3, backend="native")
+    means = [v[:, 0], v[:, 0], torch.stack([v[:, 0], v[:, 2]]).mean(0, dtype=torch.float64)]
+    close(o, torch.stack(means, 1))
 
 
 def strided(tensor: Tensor) -> Tensor:
@@ -265,20 +289,24 @@ def test_strided_and_half_precision_inputs():
         rounded = [x.to(dtype) for x in inputs]
         expected = native_memory([x.float() for x in rounded], tables)
         assert all(map(torch.equal, native_memory(rounded, tables), expected))
-    q, k, v = torch.randn(3, 2, 50, 3, 8)
-    lo, hi = torch.zeros(2, 50, dtype=torch.int32), torch.full((2, 50), 50, dtype=torch.int32)
-    apart = kernels.attend(strided(q), strided(k), strided(v), lo, hi, None, 0.3)
-    assert torch.equal(kernels.attend(q, k, v, lo, hi, None, 0.3), apart)
+    inputs, ring = attention_inputs(50, B, heads=(6, 3), width=8, window=20)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        rounded = [*[x.to(dtype) for x in inputs[:3]], *[x.float() for x in inputs[3:]]]
+        plain = attend(rounded, **ring, window_size=20)
+        apart = attend([strided(x) for x in rounded], **ring, window_size=20)
+        assert all(map(torch.equal, plain, apart))
 
 
 def test_results_depend_neither_on_the_run_nor_on_the_threads():
     def results():
         inputs = as_leaves(memory_inputs(150, B, erases=True), torch.float32)
         o, _, final = native_memory(inputs, plain_tables(B, 150))
-        hi = (torch.arange(150, dtype=torch.int32) + 1).repeat(B, 1)
-        attended = kernels.attend(inputs[0], inputs[1], inputs[1], (hi - 90).clamp_min(0), hi, None, 0.3)
-        total = (o**2).sum() + (final**2).sum() + (attended**2).sum()
-        return [o, final, attended, *torch.autograd.grad(total, inputs)]
+        attention, ring = attention_inputs(700, B, heads=(4, 2), width=16, window=300)
+        attention = as_leaves(attention, torch.float32)
+        attended, keys, _ = attend(attention, **ring, window_size=300, rope_theta=1e4)
+        narrow = attend([x.bfloat16() for x in attention[:3]] + attention[3:], **ring, window_size=300)[0].float()
+        total = sum((x**2).sum() for x in (o, final, attended, keys, narrow))
+        return [o, final, attended, keys, narrow, *torch.autograd.grad(total, [*inputs, *attention])]
 
     threads = torch.get_num_threads()
     first = results()
@@ -310,19 +338,26 @@ def test_opcheck_memory(steps, erases):
     torch.library.opcheck(torch.ops.ssmn.memory_read_backward.default, tuple(x.detach() for x in (*arguments, u)))
 
 
-@pytest.mark.parametrize("sinks", [True, False], ids=["sinks", "no-sinks"])
-def test_opcheck_attention(sinks):
-    q = torch.randn(2, 40, 6, 10, requires_grad=True)
-    k, v = (torch.randn(2, 45, 3, 10, requires_grad=True) for _ in range(2))
-    logits = torch.randn(6, requires_grad=True) if sinks else None
-    hi = (torch.arange(40, dtype=torch.int32) + 6).repeat(2, 1)
-    arguments = (q, k, v, (hi - 8).clamp_min(0), hi, logits, 0.3)
-    torch.library.opcheck(torch.ops.ssmn.banded_attention.default, arguments)
-    o, lse = torch.ops.ssmn.banded_attention(*arguments)
-    for d_lse in (None, lse):
-        everything = (*arguments, o, lse, o, d_lse)
-        detached = tuple(x.detach() if isinstance(x, Tensor) else x for x in everything)
-        torch.library.opcheck(torch.ops.ssmn.banded_attention_backward.default, detached)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("everything", [True, False], ids=["everything", "bare"])
+def test_opcheck_attention(everything, dtype):
+    floating, ring = attention_inputs(40, B, heads=(6, 3), width=10, window=8)
+    q, k, v, ring_keys, ring_values, sinks = as_leaves(floating, torch.float32)
+    q, k, v = as_leaves([q.detach(), k.detach(), v.detach()], dtype)
+    steps = torch.arange(2 * 40).reshape(2, 40)
+    rest: list[Any] = [None] * 7
+    if everything:
+        rest = [ring_keys, ring_values, ring["position"], steps % 7 != 3, steps % 11 == 5, None, sinks]
+    arguments = (q, k, v, *rest, 8, 100.0, everything)
+    torch.library.opcheck(torch.ops.ssmn.window_attention.default, arguments)
+    o, lse, keys, values, _ = torch.ops.ssmn.window_attention(*arguments)
+    given = tuple(x.detach() if isinstance(x, Tensor) else x for x in (*arguments[:-1], o, lse, o))
+    finals = (keys.detach(), values.detach()) if everything else (None, None)
+    torch.library.opcheck(torch.ops.ssmn.window_attention_backward.default, (*given, *finals))
+    packed = [x.detach()[:1].requires_grad_() for x in (q, k, v)]
+    bounds = torch.tensor([0, 13, 13, 40])
+    arguments = (*packed, None, None, None, None, None, bounds, None, 8, None, True)
+    torch.library.opcheck(torch.ops.ssmn.window_attention.default, arguments)
 
 
 def test_refusals_name_the_reason(monkeypatch):

@@ -3,8 +3,8 @@
  *
  * Arrays. Every array is dense, row-major, and listed with its axes; `float` is IEEE binary32. The letters:
  * B rows, T steps, H heads, K key width, V value width, N streams, C = ssmn_chunk_size(), NC = ceil(T / C);
- * in the attention Hq query heads, Hkv key/value heads (Hkv divides Hq), D head width, E extended keys.
- * Any of B, T, N and E may be 0, and an array without elements may be NULL. Inputs are finite.
+ * in the attention Hq query heads, Hkv key/value heads (Hkv divides Hq), D head width, W window.
+ * Any of B, T and N may be 0, and an array without elements may be NULL. Inputs are finite.
  *
  * Ownership. The caller owns every array; nothing is kept after a call. Outputs do not overlap inputs or each
  * other, and every element of an output is written. Arguments are not checked: that is the caller's duty.
@@ -171,53 +171,84 @@ SSMN_API int32_t ssmn_memory_read_backward(
     int32_t threads);
 
 /*
- * Banded softmax attention.
+ * Softmax attention to the last W steps.
  *
- * Query t of row b attends to the keys j with lo[b, t] <= j < hi[b, t] (0 <= lo, hi <= E); query head h uses
- * key/value head h / (Hq / Hkv). `sinks`, if not NULL, adds exp(sinks[h]) to the softmax denominator. An empty range
- * gives o = 0. The cost follows the ranges: lo and hi should not decrease along t, empty ranges apart.
+ * A stream is a row of B, or with cu_seqlens a segment of the only row (B = 1): N streams with a ring each. Its steps
+ * are numbered by their position, which goes on from `position`; a step whose mask is 0 has none, is seen by nobody and
+ * puts out 0. A query sees the keys of its own step and of the W - 1 positions before it; query head h uses key/value
+ * head h / (Hq / Hkv). Before a step whose `reset` is not 0 (closed or not) the ring is empty and the position 0.
+ *
+ * rope_theta > 0 turns queries and keys (D even): the pair (i, i + D / 2) by the angle position * rope_theta^(-2i / D),
+ * computed in double. `sinks`, if not NULL, adds exp(sinks[h]) to the softmax denominator.
+ *
+ * The ring keeps the last W - 1 positions, position p in the slot p mod (W - 1): keys already turned, values, and zeros
+ * in slots that no step has reached. Slots that `position` says are not filled are not read.
+ *
+ * q, k, v and o, and their gradients, have one type: float, or bfloat16 (the upper half of a float), which is computed
+ * with float sums; products of bfloat16 round turned queries, turned keys, weights and the gradients of scores to it.
  */
-typedef struct ssmn_attention_sizes {
+enum { SSMN_FLOAT32 = 0, SSMN_BFLOAT16 = 1 };
+
+typedef struct ssmn_window_sizes {
     int64_t rows;        /* B */
     int64_t steps;       /* T */
-    int64_t keys;        /* E */
     int64_t query_heads; /* Hq */
     int64_t key_heads;   /* Hkv */
     int64_t width;       /* D */
-} ssmn_attention_sizes;
+    int64_t streams;     /* N: B without cu_seqlens */
+    int64_t window;      /* W, at least 1 */
+} ssmn_window_sizes;
 
-SSMN_API int32_t ssmn_banded_attention(
-    const ssmn_attention_sizes* sizes,
-    const float* q,     /* [B, T, Hq, D] */
-    const float* k,     /* [B, E, Hkv, D] */
-    const float* v,     /* [B, E, Hkv, D] */
-    const int32_t* lo,  /* [B, T] */
-    const int32_t* hi,  /* [B, T] */
-    const float* sinks, /* [Hq] or NULL */
-    float scale,        /* factor on q k^T */
-    float* o,           /* out [B, T, Hq, D] */
-    float* lse,         /* out [B, T, Hq]: log of the softmax denominator, -infinity when it is empty */
+SSMN_API int32_t ssmn_window_attention(
+    const ssmn_window_sizes* sizes,
+    int32_t type,              /* SSMN_FLOAT32 or SSMN_BFLOAT16: of q, k, v and o */
+    const void* q,             /* [B, T, Hq, D] */
+    const void* k,             /* [B, T, Hkv, D] */
+    const void* v,             /* [B, T, Hkv, D] */
+    const float* ring_keys,    /* [N, W - 1, Hkv, D]; with the next two NULL if nothing came before */
+    const float* ring_values,  /* [N, W - 1, Hkv, D] */
+    const int64_t* position,   /* [N], not negative */
+    const uint8_t* mask,       /* [B, T], 0 = closed, or NULL */
+    const uint8_t* reset,      /* [B, T], or NULL */
+    const int64_t* cu_seqlens, /* [N + 1] from 0 to T, not falling, or NULL */
+    const float* sinks,        /* [Hq] or NULL */
+    float scale,               /* factor on q k^T, greater than 0 */
+    double rope_theta,         /* 0: nothing turns */
+    void* o,                   /* out [B, T, Hq, D] */
+    float* lse,                /* out [B, T, Hq]: log of the softmax denominator, -infinity in closed steps */
+    float* final_keys,         /* out [N, W - 1, Hkv, D]; NULL, with the next two, if nobody asks */
+    float* final_values,       /* out [N, W - 1, Hkv, D] */
+    int64_t* final_position,   /* out [N] */
     int32_t threads);
 
-/* Gradients of ssmn_banded_attention; d_lse may be NULL, which means zeros; d_sinks is NULL if and only if sinks is.
- * o and lse are what ssmn_banded_attention computed. */
-SSMN_API int32_t ssmn_banded_attention_backward(
-    const ssmn_attention_sizes* sizes,
-    const float* q,
-    const float* k,
-    const float* v,
-    const int32_t* lo,
-    const int32_t* hi,
+/* Gradients of ssmn_window_attention; o and lse are what it computed. d_final_keys and d_final_values may be NULL, which
+ * means zeros; d_ring_keys and d_ring_values may be NULL if nobody asks; d_sinks is NULL if and only if sinks is. */
+SSMN_API int32_t ssmn_window_attention_backward(
+    const ssmn_window_sizes* sizes,
+    int32_t type,
+    const void* q,
+    const void* k,
+    const void* v,
+    const float* ring_keys,
+    const float* ring_values,
+    const int64_t* position,
+    const uint8_t* mask,
+    const uint8_t* reset,
+    const int64_t* cu_seqlens,
     const float* sinks,
     float scale,
-    const float* o,
+    double rope_theta,
+    const void* o,
     const float* lse,
-    const float* d_o,   /* [B, T, Hq, D] */
-    const float* d_lse, /* [B, T, Hq] or NULL */
-    float* d_q,         /* out, and so are all below */
-    float* d_k,
-    float* d_v,
-    float* d_sinks, /* [Hq] or NULL */
+    const void* d_o,             /* [B, T, Hq, D] */
+    const float* d_final_keys,   /* [N, W - 1, Hkv, D] */
+    const float* d_final_values, /* [N, W - 1, Hkv, D] */
+    void* d_q,                   /* out, and so are all below */
+    void* d_k,
+    void* d_v,
+    float* d_ring_keys,
+    float* d_ring_values,
+    float* d_sinks,
     int32_t threads);
 
 #ifdef __cplusplus

@@ -9,6 +9,7 @@
 #define SSMN_DISPATCH_H
 
 #include "ssmn.h"
+#include "window.h"
 
 namespace ssmn {
 
@@ -19,8 +20,8 @@ struct Kernels {
     decltype(&ssmn_memory_write_backward) memory_write_backward;
     decltype(&ssmn_memory_read) memory_read;
     decltype(&ssmn_memory_read_backward) memory_read_backward;
-    decltype(&ssmn_banded_attention) banded_attention;
-    decltype(&ssmn_banded_attention_backward) banded_attention_backward;
+    WindowForwardFunction* window_forward;
+    WindowBackwardFunction* window_backward;
 };
 
 // The kernels in use.

@@ -14,8 +14,8 @@ extern decltype(ssmn_memory_write) memory_write;
 extern decltype(ssmn_memory_write_backward) memory_write_backward;
 extern decltype(ssmn_memory_read) memory_read;
 extern decltype(ssmn_memory_read_backward) memory_read_backward;
-extern decltype(ssmn_banded_attention) banded_attention;
-extern decltype(ssmn_banded_attention_backward) banded_attention_backward;
+extern WindowForwardFunction window_forward;
+extern WindowBackwardFunction window_backward;
 
 }  // namespace SSMN_PATH
 }  // namespace ssmn

@@ -1,290 +1,277 @@
-#include <algorithm>
-#include <cmath>
-#include <limits>
-#include <memory>
-#include <new>
+#include "window.h"
 
-#include "exponential.h"
-#include "matrix.h"
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
 #include "parallel.h"
 #include "path.h"
-#include "ssmn.h"
+#include "window_few.h"
+#include "window_rows.h"
+#include "window_tile.h"
 
-// Queries are worked on in blocks against blocks of keys, with the softmax kept as a running maximum and a running
-// denominator, so no row of scores is ever stored whole. The backward pass computes the scores again and takes the
-// weights from the stored log-sum-exp.
+// A task is a slab of queries of all the heads that share a key head. It walks along the keys that any of them sees:
+// a block of keys and values is packed once, and then meets every block of queries that sees some of it. The softmax is
+// a running maximum and a running denominator, so no row of scores is ever stored whole. Scores stand transposed, a row
+// per key: the maximum and the sum over the keys are then sums of vectors, and only the queries need transposing.
 
 namespace ssmn {
 namespace SSMN_PATH {
 namespace {
 
-constexpr int64_t kQueries = 32;
-constexpr int64_t kKeys = 64;
-constexpr float kNothing = -std::numeric_limits<float>::infinity();
+constexpr float kLog2OfE = 1.44269504088896341f;
+constexpr float kLogOf2 = 0.693147180559945309f;
+constexpr float kLowest = -1e30f;  // a first maximum that stays finite when subtracted from kUnseen
 
-struct AttentionArguments {
-    const ssmn_attention_sizes& sizes;
-    const float *q, *k, *v;
-    const int32_t *lo, *hi;
-    const float* sinks;
-    float scale;
-
-    int64_t query_stride() const { return sizes.query_heads * sizes.width; }
-    int64_t key_stride() const { return sizes.key_heads * sizes.width; }
-    int64_t query_scalar(int64_t row, int64_t t, int64_t head) const {
-        return (row * sizes.steps + t) * sizes.query_heads + head;
-    }
-    int64_t query(int64_t row, int64_t t, int64_t head) const { return query_scalar(row, t, head) * sizes.width; }
-    int64_t key(int64_t row, int64_t j, int64_t key_head) const {
-        return ((row * sizes.keys + j) * sizes.key_heads + key_head) * sizes.width;
-    }
-    int64_t key_head(int64_t head) const { return head / (sizes.query_heads / sizes.key_heads); }
-};
-
-// Up to kQueries consecutive queries of one row and the keys that any of them sees.
+// What a slab keeps for kBlock queries of one head.
 struct QueryBlock {
-    int64_t first, count;
-    const int32_t *lo, *hi;
-    int64_t first_key = std::numeric_limits<int64_t>::max();
-    int64_t last_key = 0;
+    float* columns;      // [units, kBlock] packed
+    float* sums;         // [kBlock, padded]
+    float* most;         // [kBlock] largest score
+    float* denominator;  // [kBlock]
+};
 
-    QueryBlock(const AttentionArguments& in, int64_t row, int64_t block)
-        : first(block * kQueries),
-          count(std::min(kQueries, in.sizes.steps - first)),
-          lo(in.lo + row * in.sizes.steps + first),
-          hi(in.hi + row * in.sizes.steps + first) {
-        for (int64_t i = 0; i < count; ++i) {
-            if (lo[i] >= hi[i]) continue;
-            first_key = std::min<int64_t>(first_key, lo[i]);
-            last_key = std::max<int64_t>(last_key, hi[i]);
+template <typename Unit>
+struct Forward {
+    const WindowPlan& plan;
+    const WindowForward& call;
+    const Packing<Unit> packing;
+
+    Forward(const WindowPlan& plan, const WindowForward& call)
+        : plan(plan), call(call), packing(plan.sizes.width) {}
+
+    int64_t group() const { return plan.sizes.query_heads / plan.sizes.key_heads; }
+    int64_t blocks() const { return plan.slab_size / kBlock; }
+    int64_t block_floats() const { return packing.units * kBlock + packing.padded * kBlock + 2 * kBlock; }
+    // Scores, weights, keys, values and scratch.
+    int64_t workspace() const {
+        const int64_t shared = 2 * kBlock * kBlock + packing.along() + packing.across() + packing.scratch();
+        return larger(shared + group() * blocks() * block_floats(), few_workspace(plan));
+    }
+
+    Steps<const void> steps(const void* data, int64_t heads) const {
+        return {data, call.in.bfloat16, heads, plan.sizes.width};
+    }
+
+    QueryBlock block(float* blocks_at, int64_t number) const {
+        float* at = blocks_at + number * block_floats();
+        float* sums = at + packing.units * kBlock;
+        float* most = sums + packing.padded * kBlock;
+        return {at, sums, most, most + kBlock};
+    }
+
+    void begin(
+        const WindowRun& run, int64_t head, int64_t first, int64_t count, const QueryBlock& block, float* scratch) const {
+        float* along = block.sums;  // not in use yet
+        read_queries(
+            plan, run, steps(call.in.q, plan.sizes.query_heads), true, packing, head, first, count, scratch,
+            scratch + kBlock * packing.padded);
+        pack_columns(packing, scratch, along, block.columns);
+        for (int64_t i = 0; i < kBlock * packing.padded; ++i) block.sums[i] = 0.0f;
+        for (int64_t i = 0; i < kBlock; ++i) {
+            block.most[i] = call.in.sinks == nullptr ? kLowest : call.in.sinks[head] / call.in.scale;
+            block.denominator[i] = call.in.sinks == nullptr ? 0.0f : 1.0f;
         }
     }
-};
 
-// The columns of a key block that one query sees: [from, to), empty if from >= to.
-struct Span {
-    int64_t from, to;
-    Span(const QueryBlock& block, int64_t query, int64_t first_key, int64_t count)
-        : from(std::max<int64_t>(block.lo[query] - first_key, 0)),
-          to(std::min<int64_t>(block.hi[query] - first_key, count)) {}
-    bool empty() const { return from >= to; }
-};
-
-// scores [count, kKeys] = queries times the keys [first_key, first_key + keys); `transposed` is scratch [D, kKeys].
-void score(
-    const AttentionArguments& in,
-    const QueryBlock& block,
-    const float* queries,
-    const float* keys,
-    int64_t count,
-    float* transposed,
-    float* scores) {
-    transpose(count, in.sizes.width, keys, in.key_stride(), transposed, kKeys);
-    product(block.count, count, in.sizes.width, {queries, in.sizes.width}, transposed, kKeys, scores, kKeys);
-}
-
-int64_t forward_workspace(int64_t width) {
-    return width * (2 * kQueries + kKeys) + kQueries * kKeys;
-}
-
-void attend_block(
-    const AttentionArguments& in, int64_t row, int64_t head, int64_t number, float* o, float* lse, float* workspace) {
-    const int64_t D = in.sizes.width;
-    float* queries = workspace;
-    float* sums = queries + kQueries * D;
-    float* transposed = sums + kQueries * D;
-    float* scores = transposed + kKeys * D;
-    float most[kQueries], denominator[kQueries];
-    const QueryBlock block(in, row, number);
-    for (int64_t i = 0; i < block.count; ++i) {
-        std::copy_n(in.q + in.query(row, block.first + i, head), D, queries + i * D);
-        most[i] = in.sinks == nullptr ? kNothing : in.sinks[head];
-        denominator[i] = in.sinks == nullptr ? 0.0f : 1.0f;
-    }
-    scale(block.count * D, in.scale, queries);
-    std::fill_n(sums, block.count * D, 0.0f);
-
-    for (int64_t j = block.first_key; j < block.last_key; j += kKeys) {
-        const int64_t count = std::min(kKeys, block.last_key - j);
-        const int64_t at = in.key(row, j, in.key_head(head));
-        score(in, block, queries, in.k + at, count, transposed, scores);
-        for (int64_t i = 0; i < block.count; ++i) {
-            float* line = scores + i * kKeys;
-            const Span span(block, i, j, count);
-            if (span.empty()) {
-                std::fill_n(line, count, 0.0f);
-                continue;
-            }
-            const float before = most[i];
-            most[i] = largest(span.to - span.from, line + span.from, before);
-            const float keep = exp_nonpositive(before - most[i]);
-            std::fill(line, line + span.from, 0.0f);
-            for (int64_t s = span.from; s < span.to; ++s) line[s] = exp_nonpositive(line[s] - most[i]);
-            std::fill(line + span.to, line + count, 0.0f);
-            denominator[i] = denominator[i] * keep + sum(span.to - span.from, line + span.from);
-            scale(D, keep, sums + i * D);
-        }
-        add_product(block.count, D, count, {scores, kKeys}, in.v + at, in.key_stride(), sums, D);
-    }
-    for (int64_t i = 0; i < block.count; ++i) {
-        const float inverse = denominator[i] > 0.0f ? 1.0f / denominator[i] : 0.0f;
-        float* out = o + in.query(row, block.first + i, head);
-        for (int64_t d = 0; d < D; ++d) out[d] = sums[i * D + d] * inverse;
-        lse[in.query_scalar(row, block.first + i, head)] = most[i] + std::log(denominator[i]);
-    }
-}
-
-struct AttentionGradients {
-    float *q, *k, *v;
-    float* sinks;  // [B, Hq], one row each, or null
-};
-
-int64_t backward_workspace(int64_t width) {
-    return width * (3 * kQueries + kKeys) + 2 * kQueries * kKeys;
-}
-
-// All queries of one row that share a key head: they add up in one place, always in the same order.
-void attend_backward(
-    const AttentionArguments& in,
-    int64_t row,
-    int64_t key_head,
-    const float* o,
-    const float* lse,
-    const float* d_o_in,
-    const float* d_lse,
-    const AttentionGradients& out,
-    float* workspace) {
-    const int64_t D = in.sizes.width, group = in.sizes.query_heads / in.sizes.key_heads;
-    float* queries = workspace;
-    float* d_queries = queries + kQueries * D;
-    float* d_o = d_queries + kQueries * D;
-    float* transposed = d_o + kQueries * D;
-    float* weights = transposed + kKeys * D;
-    float* d_scores = weights + kQueries * kKeys;
-    for (int64_t j = 0; j < in.sizes.keys; ++j) {
-        std::fill_n(out.k + in.key(row, j, key_head), D, 0.0f);
-        std::fill_n(out.v + in.key(row, j, key_head), D, 0.0f);
-    }
-    const int64_t blocks = (in.sizes.steps + kQueries - 1) / kQueries;
-    for (int64_t head = key_head * group; head < (key_head + 1) * group; ++head) {
-        double d_sink = 0.0;
-        for (int64_t number = 0; number < blocks; ++number) {
-            const QueryBlock block(in, row, number);
-            float through[kQueries], total[kQueries];
-            for (int64_t i = 0; i < block.count; ++i) {
-                const int64_t at = in.query(row, block.first + i, head);
-                const int64_t scalar = in.query_scalar(row, block.first + i, head);
-                std::copy_n(in.q + at, D, queries + i * D);
-                std::copy_n(d_o_in + at, D, d_o + i * D);
-                total[i] = lse[scalar];
-                through[i] = dot(D, d_o_in + at, o + at) - (d_lse == nullptr ? 0.0f : d_lse[scalar]);
-                if (in.sinks != nullptr)
-                    d_sink -= static_cast<double>(std::exp(in.sinks[head] - total[i])) * through[i];
-            }
-            scale(block.count * D, in.scale, queries);
-            std::fill_n(d_queries, block.count * D, 0.0f);
-            for (int64_t j = block.first_key; j < block.last_key; j += kKeys) {
-                const int64_t count = std::min(kKeys, block.last_key - j);
-                const int64_t at = in.key(row, j, key_head);
-                score(in, block, queries, in.k + at, count, transposed, weights);
-                transpose(count, D, in.v + at, in.key_stride(), transposed, kKeys);
-                product(block.count, count, D, {d_o, D}, transposed, kKeys, d_scores, kKeys);
-                for (int64_t i = 0; i < block.count; ++i) {
-                    float* line = weights + i * kKeys;
-                    float* d_line = d_scores + i * kKeys;
-                    const Span span(block, i, j, count);
-                    const int64_t from = span.empty() ? count : span.from, to = span.empty() ? count : span.to;
-                    std::fill(line, line + from, 0.0f);
-                    std::fill(d_line, d_line + from, 0.0f);
-                    for (int64_t s = from; s < to; ++s) {
-                        line[s] = exp_nonpositive(line[s] - total[i]);
-                        d_line[s] = line[s] * (d_line[s] - through[i]);
-                    }
-                    std::fill(line + to, line + count, 0.0f);
-                    std::fill(d_line + to, d_line + count, 0.0f);
+    // Scores of a block become weights, packed along the keys; maximum and denominator move on. Sums are rescaled where
+    // the maximum grew.
+    void soften(const Band& band, float* scores, float* weights, const QueryBlock& block) const {
+        const float factor = call.in.scale * kLog2OfE;
+        for (int64_t l = 0; l < band.queries; l += kTileColumns) {
+            const Range seen = band.keys_of(l, l + kTileColumns);
+            if (seen.empty()) continue;
+            const int64_t from = round_down(seen.from, kTileRows), to = round_up(seen.to, kTileRows);
+            for (int64_t m = l; m < l + kTileColumns; m += kLanes) {
+                const Vec before = load(block.most + m);
+                Vec most = before;
+                for (int64_t s = from; s < to; ++s) most = maximum(load(scores + s * kBlock + m), most);
+                const Vec shift = most * factor;
+                const Vec keep = power_of_two(before * factor - shift);
+                Vec sum = {};
+                for (int64_t s = from; s < to; s += 2) {
+                    const Vec one = power_of_two(load(scores + s * kBlock + m) * factor - shift);
+                    const Vec two = power_of_two(load(scores + (s + 1) * kBlock + m) * factor - shift);
+                    sum += one + two;
+                    put(weights, s, m, one, two);
                 }
-                add_product(
-                    count, D, block.count, Matrix{weights, kKeys}.transposed(), d_o, D, out.v + at, in.key_stride());
-                add_product(
-                    count, D, block.count, Matrix{d_scores, kKeys}.transposed(), queries, D, out.k + at,
-                    in.key_stride());
-                add_product(block.count, D, count, {d_scores, kKeys}, in.k + at, in.key_stride(), d_queries, D);
+                store(block.most + m, most);
+                store(block.denominator + m, load(block.denominator + m) * keep + sum);
+                float factors[kLanes];
+                store(factors, keep);
+                for (int64_t i = 0; i < kLanes; ++i) {
+                    if (factors[i] == 1.0f) continue;
+                    float* line = block.sums + (m + i) * packing.padded;
+                    for (int64_t d = 0; d < packing.padded; d += kLanes) store(line + d, load(line + d) * factors[i]);
+                }
             }
-            scale(block.count * D, in.scale, d_queries);
-            for (int64_t i = 0; i < block.count; ++i)
-                std::copy_n(d_queries + i * D, D, out.q + in.query(row, block.first + i, head));
         }
-        if (out.sinks != nullptr) out.sinks[row * in.sizes.query_heads + head] = static_cast<float>(d_sink);
     }
-}
+
+    static SSMN_INLINE void put(float* weights, int64_t s, int64_t m, Vec one, Vec two) {
+        if constexpr (Unit::kNumbers == 1) {
+            store(weights + s * kBlock + m, one);
+            store(weights + (s + 1) * kBlock + m, two);
+        } else {
+#if defined(SSMN_BF16_DOT)
+            store(weights + s / 2 * kBlock + m, pair(one, two));
+#endif
+        }
+    }
+
+    void add_values(const Band& band, const float* weights, const float* values, const QueryBlock& block) const {
+        for (int64_t l = 0; l < band.queries; l += kTileRows) {
+            const Range seen = band.keys_of(l, l + kTileRows);
+            if (seen.empty()) continue;
+            const int64_t from = seen.from / 2 * 2, depth = (round_up(seen.to, 2) - from) / Unit::kNumbers;
+            const int64_t first = from / Unit::kNumbers;
+            add_rows<Unit>(
+                packing.padded, depth, weights + first * kBlock + l, 1, kBlock, values + first * packing.padded,
+                packing.padded, block.sums + l * packing.padded, packing.padded);
+        }
+    }
+
+    void end(const WindowRun& run, int64_t head, int64_t first, int64_t count, const QueryBlock& block) const {
+        const Steps<void> o{call.o, call.in.bfloat16, plan.sizes.query_heads, plan.sizes.width};
+        for (int64_t i = 0; i < count; ++i) {
+            float* line = block.sums + i * packing.padded;
+            const float inverse = 1.0f / block.denominator[i];
+            for (int64_t d = 0; d < packing.padded; d += kLanes) store(line + d, load(line + d) * inverse);
+            const int64_t row = plan.row(run, first + i);
+            write_row(o, row, head, line);
+            call.lse[row * plan.sizes.query_heads + head] =
+                block.most[i] * call.in.scale + std::log(block.denominator[i]);
+        }
+    }
+
+    void operator()(int64_t task, float* workspace) const {
+        const WindowSlab& slab = plan.slabs[task / plan.sizes.key_heads];
+        const WindowRun& run = plan.runs[slab.run];
+        const int64_t key_head = task % plan.sizes.key_heads;
+        if (slab.count <= kFew) return attend_few(plan, call, run, slab, key_head, workspace);
+        const int64_t window = plan.sizes.window, count = (slab.count + kBlock - 1) / kBlock;
+        float* scores = workspace;
+        float* weights = Unit::kNumbers == 1 ? scores : scores + kBlock * kBlock;
+        float* keys = scores + 2 * kBlock * kBlock;
+        float* values = keys + packing.along();
+        float* scratch = values + packing.across();
+        float* blocks_at = scratch + packing.scratch();
+        const int64_t first_head = key_head * group();
+        const auto size = [&](int64_t b) { return smaller(kBlock, slab.count - b * kBlock); };
+        for (int64_t h = 0; h < group(); ++h)
+            for (int64_t b = 0; b < count; ++b)
+                begin(
+                    run, first_head + h, slab.first + b * kBlock, size(b), block(blocks_at, h * count + b), scratch);
+
+        const Keys k{steps(call.in.k, plan.sizes.key_heads), call.in.ring_keys, true};
+        const Keys v{steps(call.in.v, plan.sizes.key_heads), call.in.ring_values, false};
+        const int64_t last = run.carried + slab.first + slab.count;
+        for (int64_t key = larger(0, run.carried + slab.first - window + 1); key < last; key += kBlock) {
+            const int64_t key_count = smaller(kBlock, last - key);
+            float* turn = scratch + kBlock * packing.padded;
+            read_keys(plan, run, k, packing, key_head, key, key_count, scratch, turn);
+            pack_along(packing, round_up(key_count, kTileRows), scratch, keys);
+            read_keys(plan, run, v, packing, key_head, key, key_count, scratch, turn);
+            pack_across(packing, round_up(key_count, kTileRows), scratch, values);
+            for (int64_t b = 0; b < count; ++b) {
+                const Band band{key - run.carried - slab.first - b * kBlock, window, size(b), key_count};
+                if (band.queries_of(0, key_count).empty()) continue;
+                for (int64_t h = 0; h < group(); ++h) {
+                    const QueryBlock queries = block(blocks_at, h * count + b);
+                    multiply_seen<Unit, true>(band, packing.units, keys, packing.units, queries.columns, scores);
+                    soften(band, scores, weights, queries);
+                    add_values(band, weights, values, queries);
+                }
+            }
+        }
+        for (int64_t h = 0; h < group(); ++h)
+            for (int64_t b = 0; b < count; ++b)
+                end(run, first_head + h, slab.first + b * kBlock, size(b), block(blocks_at, h * count + b));
+    }
+};
 
 // Multiply-adds of a forward pass.
-double operations(const ssmn_attention_sizes& sizes, const int32_t* lo, const int32_t* hi) {
+double operations(const WindowPlan& plan) {
     double pairs = 0.0;
-    for (int64_t i = 0; i < sizes.rows * sizes.steps; ++i) pairs += std::max(hi[i] - lo[i], 0);
-    return 2.0 * pairs * sizes.query_heads * sizes.width;
+    for (int64_t i = 0; i < plan.slab_count; ++i) {
+        const WindowRun& run = plan.runs[plan.slabs[i].run];
+        const int64_t last = run.carried + plan.slabs[i].first + plan.slabs[i].count;
+        pairs += static_cast<double>(plan.slabs[i].count) * smaller(plan.sizes.window, last);
+    }
+    return 2.0 * pairs * plan.sizes.query_heads * plan.sizes.width;
+}
+
+template <typename Unit>
+int32_t attend(const WindowPlan& plan, const WindowForward& call) {
+    const Forward<Unit> forward(plan, call);
+    return parallel_for(
+        plan.slab_count * plan.sizes.key_heads, call.threads, operations(plan), forward.workspace(), forward);
+}
+
+constexpr int64_t kRows = 64;  // steps, or slots, of a task that only copies
+
+// Closed steps put out nothing.
+int32_t close_steps(const WindowPlan& plan, const WindowForward& call) {
+    if (plan.mask == nullptr) return SSMN_OK;
+    const int64_t total = plan.sizes.rows * plan.sizes.steps, heads = plan.sizes.query_heads;
+    const Steps<void> o{call.o, call.in.bfloat16, heads, plan.sizes.width};
+    return parallel_for(
+        (total + kRows - 1) / kRows, call.threads, 1.0 * total * heads * plan.sizes.width, 0,
+        [&](int64_t task, float*) {
+            for (int64_t row = task * kRows; row < smaller(total, (task + 1) * kRows); ++row) {
+                if (plan.mask[row]) continue;
+                for (int64_t head = 0; head < heads; ++head) {
+                    clear_row(o, row, head);
+                    call.lse[row * heads + head] = kUnseen;
+                }
+            }
+        });
+}
+
+// The ring after the last step: a slot holds the last position that falls on it, if there was one.
+int32_t fill_ring(const WindowPlan& plan, const WindowForward& call) {
+    const int64_t slots = plan.sizes.window - 1, heads = plan.sizes.key_heads, width = plan.sizes.width;
+    if (call.final_keys == nullptr || slots == 0) return SSMN_OK;
+    const int64_t pieces = (slots + kRows - 1) / kRows;
+    const Steps<const void> k{call.in.k, call.in.bfloat16, heads, width}, v{call.in.v, call.in.bfloat16, heads, width};
+    return parallel_for(
+        plan.sizes.streams * pieces, call.threads, 1.0 * plan.sizes.streams * slots * heads * width, width,
+        [&](int64_t task, float* turn) {
+            const int64_t stream = task / pieces, from = task % pieces * kRows;
+            const WindowRun& run = plan.runs[plan.final_run[stream]];
+            const int64_t last = run.start + run.count - 1;
+            for (int64_t slot = from; slot < smaller(slots, from + kRows); ++slot) {
+                const int64_t position = last - ((last - slot) % slots + slots) % slots;
+                const int64_t at = (stream * slots + slot) * heads * width;
+                const size_t bytes = sizeof(float) * heads * width;
+                if (position < 0) {
+                    std::memset(call.final_keys + at, 0, bytes);
+                    std::memset(call.final_values + at, 0, bytes);
+                } else if (position < run.start) {
+                    std::memcpy(call.final_keys + at, call.in.ring_keys + at, bytes);
+                    std::memcpy(call.final_values + at, call.in.ring_values + at, bytes);
+                } else {
+                    const int64_t i = position - run.start, row = plan.row(run, i);
+                    for (int64_t head = 0; head < heads; ++head) {
+                        read_row(k, row, head, call.final_keys + at + head * width);
+                        rotate_row(plan, run, i, false, call.final_keys + at + head * width, turn);
+                        read_row(v, row, head, call.final_values + at + head * width);
+                    }
+                }
+            }
+        });
 }
 
 }  // namespace
 
-int32_t banded_attention(
-    const ssmn_attention_sizes* sizes,
-    const float* q,
-    const float* k,
-    const float* v,
-    const int32_t* lo,
-    const int32_t* hi,
-    const float* sinks,
-    float scale,
-    float* o,
-    float* lse,
-    int32_t threads) {
-    const AttentionArguments in{*sizes, q, k, v, lo, hi, sinks, scale};
-    const int64_t blocks = (sizes->steps + kQueries - 1) / kQueries, heads = sizes->query_heads;
-    return parallel_for(
-        sizes->rows * heads * blocks, threads, operations(*sizes, lo, hi), forward_workspace(sizes->width),
-        [&](int64_t task, float* workspace) {
-            attend_block(in, task / (heads * blocks), task / blocks % heads, task % blocks, o, lse, workspace);
-        });
-}
-
-int32_t banded_attention_backward(
-    const ssmn_attention_sizes* sizes,
-    const float* q,
-    const float* k,
-    const float* v,
-    const int32_t* lo,
-    const int32_t* hi,
-    const float* sinks,
-    float scale,
-    const float* o,
-    const float* lse,
-    const float* d_o,
-    const float* d_lse,
-    float* d_q,
-    float* d_k,
-    float* d_v,
-    float* d_sinks,
-    int32_t threads) {
-    const AttentionArguments in{*sizes, q, k, v, lo, hi, sinks, scale};
-    const int64_t rows = sizes->rows, heads = sizes->query_heads;
-    std::unique_ptr<float[]> row_sinks;
-    if (sinks != nullptr) {
-        row_sinks.reset(new (std::nothrow) float[rows * heads]);
-        if (!row_sinks) return SSMN_OUT_OF_MEMORY;
-    }
-    const AttentionGradients out{d_q, d_k, d_v, row_sinks.get()};
-    const int32_t status = parallel_for(
-        rows * sizes->key_heads, threads, 2.5 * operations(*sizes, lo, hi), backward_workspace(sizes->width),
-        [&](int64_t task, float* workspace) {
-            attend_backward(in, task / sizes->key_heads, task % sizes->key_heads, o, lse, d_o, d_lse, out, workspace);
-        });
-    if (status == SSMN_OK && sinks != nullptr)
-        for (int64_t head = 0; head < heads; ++head) {
-            d_sinks[head] = 0.0f;
-            for (int64_t row = 0; row < rows; ++row) d_sinks[head] += row_sinks[row * heads + head];
-        }
-    return status;
+int32_t window_forward(const WindowPlan& plan, const WindowForward& call) {
+    int32_t status = close_steps(plan, call);
+    if (status == SSMN_OK) status = fill_ring(plan, call);
+    if (status != SSMN_OK) return status;
+#if defined(SSMN_BF16_DOT)
+    if (call.in.bfloat16) return attend<Pairs>(plan, call);
+#endif
+    return attend<Floats>(plan, call);
 }
 
 }  // namespace SSMN_PATH

@@ -12,7 +12,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable
-from ctypes import POINTER, Structure, c_char_p, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_char_p, c_double, c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,10 +36,12 @@ class MemorySizes(Structure):
     _fields_ = [(name, c_int64) for name in ("rows", "steps", "heads", "key_width", "value_width", "streams")]
 
 
-class AttentionSizes(Structure):
-    """`ssmn_attention_sizes`."""
+class WindowSizes(Structure):
+    """`ssmn_window_sizes`."""
 
-    _fields_ = [(name, c_int64) for name in ("rows", "steps", "keys", "query_heads", "key_heads", "width")]
+    _fields_ = [
+        (name, c_int64) for name in ("rows", "steps", "query_heads", "key_heads", "width", "streams", "window")
+    ]
 
 
 def _pointers(count: int) -> list[type]:
@@ -51,8 +53,12 @@ _KERNELS: dict[str, list[type]] = {
     "ssmn_memory_write_backward": [POINTER(MemorySizes), *_pointers(19), c_int32],
     "ssmn_memory_read": [POINTER(MemorySizes), *_pointers(8), c_int32],
     "ssmn_memory_read_backward": [POINTER(MemorySizes), *_pointers(14), c_int32],
-    "ssmn_banded_attention": [POINTER(AttentionSizes), *_pointers(6), c_float, *_pointers(2), c_int32],
-    "ssmn_banded_attention_backward": [POINTER(AttentionSizes), *_pointers(6), c_float, *_pointers(8), c_int32],
+    "ssmn_window_attention": [
+        POINTER(WindowSizes), c_int32, *_pointers(10), c_float, c_double, *_pointers(5), c_int32
+    ],
+    "ssmn_window_attention_backward": [
+        POINTER(WindowSizes), c_int32, *_pointers(10), c_float, c_double, *_pointers(11), c_int32
+    ],
 }  # fmt: skip
 
 

@@ -340,20 +340,26 @@ def window_attention(
     if sinks is not None:
         check_tensor(op, "sinks", sinks, "Hq", sizes)
     streams = check_steps(op, sizes, mask, reset, cu_seqlens)
-    compute = state_dtype(v.dtype)
     shape = {"N": streams, "W-1": window_size - 1, "Hkv": sizes["Hkv"], "D": sizes["D"]}
-    if initial_state is None:
-        ring_zeros = k.new_zeros(*shape.values(), dtype=compute)
-        state = WindowState(ring_zeros, ring_zeros, torch.zeros(streams, dtype=torch.int64, device=k.device))
-    else:
+    if initial_state is not None:
         if not isinstance(initial_state, WindowState):
             raise DtypeError(f"{op}: initial_state is {type(initial_state).__name__}; wanted a WindowState.")
         check_tensor(op, "initial_state.keys", initial_state.keys, "N W-1 Hkv D", shape)
         check_tensor(op, "initial_state.values", initial_state.values, "N W-1 Hkv D", shape)
         check_tensor(op, "initial_state.position", initial_state.position, "N", shape, floating=False)
-        state = WindowState(initial_state.keys.to(compute), initial_state.values.to(compute), initial_state.position)
 
     chosen = choose_backend(op, backend, q, k, v)
+    if chosen == "native":
+        output, final = native.attend(
+            q, k, v, window_size, rope_theta, sinks, mask, reset, cu_seqlens, initial_state, output_final_state
+        )
+        return output.to(v.dtype), final
+    compute = state_dtype(v.dtype)
+    if initial_state is None:
+        zeros = k.new_zeros(*shape.values(), dtype=compute)
+        state = WindowState(zeros, zeros, torch.zeros(streams, dtype=torch.int64, device=k.device))
+    else:
+        state = WindowState(initial_state.keys.to(compute), initial_state.values.to(compute), initial_state.position)
     query, key, value = q.to(compute), k.to(compute), v.to(compute)
     sink = None if sinks is None else sinks.to(compute)
     if chosen == "reference":
@@ -362,7 +368,6 @@ def window_attention(
         )
     else:
         band = ring.lay_out(query, key, value, window_size, rope_theta, mask, reset, cu_seqlens, state)
-        attend = native.attend if chosen == "native" else chunked.attend
-        output = band.restore(attend(band.q, band.k, band.v, band.lo, band.hi, sink, sizes["D"] ** -0.5))
+        output = band.restore(chunked.attend(band.q, band.k, band.v, band.lo, band.hi, sink, sizes["D"] ** -0.5))
         final = band.final
     return output.to(v.dtype), final if output_final_state else None

@@ -1,8 +1,8 @@
 """The compiled kernels as torch custom ops, forward and backward.
 
-The custom ops of the namespace `ssmn` (`memory_write`, `memory_read`, `banded_attention`) mirror the functions of
+The custom ops of the namespace `ssmn` (`memory_write`, `memory_read`, `window_attention`) mirror the functions of
 `csrc/include/ssmn.h`, which is their manual; `write`, `read` and `attend` are the way to call them. The kernels compute
-in float32: half-precision inputs are converted, and all results are float32.
+in float32. Those of the memory have inputs converted and results in float32; the window takes bfloat16 as it is.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from ssmn import native
+from ssmn.state import WindowState
 
 _CONVERTED = (torch.float32, torch.bfloat16, torch.float16)
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def refusal(*tensors: Tensor) -> str | None:
@@ -72,23 +74,44 @@ def read(
     )
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, lo: Tensor, hi: Tensor, sinks: Tensor | None, scale: float) -> Tensor:
-    """Softmax attention of every query to its own range of keys.
-
-    Args:
-        q: [B, T, Hq, D].
-        k: [B, E, Hkv, D]; query head h uses head h // (Hq / Hkv).
-        v: [B, E, Hkv, D].
-        lo: [B, T] int32, the first key that a query sees.
-        hi: [B, T] int32, the key after the last one; an empty range gives an output of zeros.
-        sinks: [Hq] logits that take part in the softmax and vote for nothing, or None.
-        scale: Factor on q·k.
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window_size: int,
+    rope_theta: float | None,
+    sinks: Tensor | None,
+    mask: Tensor | None,
+    reset: Tensor | None,
+    cu_seqlens: Tensor | None,
+    initial_state: WindowState | None,
+    output_final_state: bool,
+) -> tuple[Tensor, WindowState | None]:
+    """`window_attention`, its arguments checked; None for `initial_state` means fresh.
 
     Returns:
-        [B, T, Hq, D].
+        (o [B, T, Hq, D], bfloat16 if q, k and v all are and else float32; the ring after the last step or None).
     """
+    if not q.dtype == k.dtype == v.dtype == torch.bfloat16:
+        q, k, v = q.float(), k.float(), v.float()
+    ring: tuple[Tensor | None, ...] = (None, None, None)
+    if initial_state is not None:
+        ring = (initial_state.keys.float(), initial_state.values.float(), initial_state.position)
+    bounds = None if cu_seqlens is None else cu_seqlens.long()
     logits = None if sinks is None else sinks.float()
-    return torch.ops.ssmn.banded_attention(q.float(), k.float(), v.float(), lo, hi, logits, scale)[0]
+    tensors = (q, k, v, *ring, mask, reset, bounds, logits)
+    # The way through the dispatcher takes longer than a step.
+    run = _attended if _nothing_watches(*tensors) else torch.ops.ssmn.window_attention
+    o, _, *final = run(*tensors, window_size, rope_theta, output_final_state)
+    return o, WindowState(*final) if output_final_state else None
+
+
+def _nothing_watches(*tensors: Tensor | None) -> bool:
+    """Whether a kernel may run without a custom op around it: nothing is traced, and nothing asks for a gradient."""
+    if torch.compiler.is_compiling():
+        return False
+    tracked = torch.is_grad_enabled()
+    return not any(x is not None and (type(x) not in _PLAIN or (tracked and x.requires_grad)) for x in tensors)
 
 
 def _pointer(tensor: Tensor | None) -> int | None:
@@ -106,10 +129,6 @@ def _run(kernel: str, sizes: ctypes.Structure, *arguments: Tensor | float | None
 
 def _memory_sizes(k: Tensor, v: Tensor, initial_state: Tensor) -> native.MemorySizes:
     return native.MemorySizes(*k.shape, v.shape[-1], initial_state.shape[0])
-
-
-def _attention_sizes(q: Tensor, k: Tensor) -> native.AttentionSizes:
-    return native.AttentionSizes(q.shape[0], q.shape[1], k.shape[1], q.shape[2], k.shape[2], q.shape[3])
 
 
 def _written_like(k: Tensor, v: Tensor, initial_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -248,64 +267,117 @@ def _read_gradients(ctx, d_o):
 _memory_read.register_autograd(_read_gradients, setup_context=_save_read)
 
 
-@torch.library.custom_op("ssmn::banded_attention", mutates_args=())
-def _banded_attention(
-    q: Tensor, k: Tensor, v: Tensor, lo: Tensor, hi: Tensor, sinks: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor]:
-    inputs = _dense(q, k, v, lo, hi, sinks)
-    (o,) = _dense_like(q)
-    lse = q.new_empty(q.shape[:3])
-    _run("ssmn_banded_attention", _attention_sizes(q, k), *inputs, scale, o, lse)
-    return o, lse
+def _window_call(
+    q: Tensor, k: Tensor, cu_seqlens: Tensor | None, window_size: int, rope_theta: float | None
+) -> tuple[native.WindowSizes, int, float, float]:
+    """The arguments of the kernel that are no arrays: sizes, type, scale and base."""
+    streams = q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    sizes = native.WindowSizes(*q.shape[:3], k.shape[2], q.shape[3], streams, window_size)
+    return sizes, int(q.dtype == torch.bfloat16), q.shape[3] ** -0.5, rope_theta or 0.0
 
 
-@_banded_attention.register_fake
-def _(q, k, v, lo, hi, sinks, scale):
-    return _dense_like(q)[0], q.new_empty(q.shape[:3])
+def _attended_like(
+    q: Tensor, k: Tensor, cu_seqlens: Tensor | None, window_size: int, output_final_state: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    streams = q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    ring = (streams, window_size - 1, *k.shape[2:]) if output_final_state else (0,)
+    return (
+        torch.empty(q.shape, dtype=q.dtype, device=q.device),
+        q.new_empty(q.shape[:3], dtype=torch.float32),
+        q.new_empty(ring, dtype=torch.float32),
+        q.new_empty(ring, dtype=torch.float32),
+        q.new_empty(streams if output_final_state else 0, dtype=torch.int64),
+    )
 
 
-@torch.library.custom_op("ssmn::banded_attention_backward", mutates_args=())
-def _banded_attention_backward(
+def _attended(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    lo: Tensor,
-    hi: Tensor,
+    ring_keys: Tensor | None,
+    ring_values: Tensor | None,
+    position: Tensor | None,
+    mask: Tensor | None,
+    reset: Tensor | None,
+    cu_seqlens: Tensor | None,
     sinks: Tensor | None,
-    scale: float,
+    window_size: int,
+    rope_theta: float | None,
+    output_final_state: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    sizes, *numbers = _window_call(q, k, cu_seqlens, window_size, rope_theta)
+    inputs = _dense(q, k, v, ring_keys, ring_values, position, mask, reset, cu_seqlens, sinks)
+    outputs = _attended_like(q, k, cu_seqlens, window_size, output_final_state)
+    asked = outputs if output_final_state else (*outputs[:2], None, None, None)
+    _run("ssmn_window_attention", sizes, numbers[0], *inputs, *numbers[1:], *asked)
+    return outputs
+
+
+_window_attention = torch.library.custom_op("ssmn::window_attention", _attended, mutates_args=())
+
+
+@_window_attention.register_fake
+def _(
+    q, k, v, ring_keys, ring_values, position, mask, reset, cu_seqlens, sinks, window_size, rope_theta,
+    output_final_state,
+):  # fmt: skip
+    return _attended_like(q, k, cu_seqlens, window_size, output_final_state)
+
+
+@torch.library.custom_op("ssmn::window_attention_backward", mutates_args=())
+def _window_attention_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    ring_keys: Tensor | None,
+    ring_values: Tensor | None,
+    position: Tensor | None,
+    mask: Tensor | None,
+    reset: Tensor | None,
+    cu_seqlens: Tensor | None,
+    sinks: Tensor | None,
+    window_size: int,
+    rope_theta: float | None,
     o: Tensor,
     lse: Tensor,
     d_o: Tensor,
-    d_lse: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    inputs = _dense(q, k, v, lo, hi, sinks)
-    d_q, d_k, d_v = _dense_like(q, k, v)
-    d_sinks = _optional_like(sinks, q)
-    outputs = (d_q, d_k, d_v, None if sinks is None else d_sinks)
-    saved = _dense(o, lse, d_o, d_lse)
-    _run("ssmn_banded_attention_backward", _attention_sizes(q, k), *inputs, scale, *saved, *outputs)
-    return d_q, d_k, d_v, d_sinks
+    d_final_keys: Tensor | None,
+    d_final_values: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    sizes, *numbers = _window_call(q, k, cu_seqlens, window_size, rope_theta)
+    inputs = _dense(q, k, v, ring_keys, ring_values, position, mask, reset, cu_seqlens, sinks)
+    saved = _dense(o, lse, d_o, d_final_keys, d_final_values)
+    optional = (ring_keys, ring_values, sinks)
+    outputs = (*_dense_like(q, k, v), *[_optional_like(x, lse) for x in optional])
+    asked = [None if x is None else output for x, output in zip(optional, outputs[3:], strict=True)]
+    _run("ssmn_window_attention_backward", sizes, numbers[0], *inputs, *numbers[1:], *saved, *outputs[:3], *asked)
+    return outputs
 
 
-@_banded_attention_backward.register_fake
-def _(q, k, v, lo, hi, sinks, scale, o, lse, d_o, d_lse):
-    return *_dense_like(q, k, v), _optional_like(sinks, q)
+@_window_attention_backward.register_fake
+def _(
+    q, k, v, ring_keys, ring_values, position, mask, reset, cu_seqlens, sinks, window_size, rope_theta,
+    o, lse, d_o, d_final_keys, d_final_values,
+):  # fmt: skip
+    return (*_dense_like(q, k, v), *[_optional_like(x, lse) for x in (ring_keys, ring_values, sinks)])
 
 
 def _save_attention(ctx, inputs, output):
-    *tensors, ctx.scale = inputs
+    *tensors, ctx.window_size, ctx.rope_theta, _ = inputs
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, *output)
+    ctx.mark_non_differentiable(output[1], output[4])
+    ctx.save_for_backward(*tensors, *output[:2])
 
 
-def _attention_gradients(ctx, d_o, d_lse):
-    q, k, v, lo, hi, sinks, o, lse = ctx.saved_tensors
+def _attention_gradients(ctx, d_o, d_lse, d_final_keys, d_final_values, d_final_position):
+    *inputs, o, lse = ctx.saved_tensors
     if d_o is None:
         d_o = torch.zeros_like(o)
-    d_q, d_k, d_v, d_sinks = torch.ops.ssmn.banded_attention_backward(
-        q, k, v, lo, hi, sinks, ctx.scale, o, lse, d_o, d_lse
+    *gradients, d_ring_keys, d_ring_values, d_sinks = torch.ops.ssmn.window_attention_backward(
+        *inputs, ctx.window_size, ctx.rope_theta, o, lse, d_o, d_final_keys, d_final_values
     )
-    return d_q, d_k, d_v, None, None, None if sinks is None else d_sinks, None
+    ring = (None, None) if inputs[3] is None else (d_ring_keys, d_ring_values)
+    return *gradients, *ring, None, None, None, None, None if inputs[9] is None else d_sinks, None, None, None
 
 
-_banded_attention.register_autograd(_attention_gradients, setup_context=_save_attention)
+_window_attention.register_autograd(_attention_gradients, setup_context=_save_attention)
