@@ -1,0 +1,134 @@
+// The fused memory, forward: every step is written and read in one pass over the sequence.
+//
+// Steps are worked on in runs (memory_plan.h): at most a chunk of consecutive steps that share one starting state S_0.
+// Within a run of n steps, G_i is the sum of log_keep up to and with step i, and R_ij = exp(G_i - G_j) for j <= i (no
+// exponent is ever positive). A closed step has w = e = log_keep = 0: it has a row in Q and O, but none in K, V and U,
+// which hold the m written steps alone. With one row per step,
+//
+//     write   (I - N) U = diag(w) V - diag(e) exp(G) K S_0,   N_ij = -e_i R_ij k_i.k_j for j < i
+//     read    O = exp(G) Q S_0 + (R o Q K^T) U
+//     state   S_n = exp(G_n) S_0 + (exp(G_n - G) K)^T U
+//
+// (o is the elementwise product). R, R o Q K^T and N belong to all columns of V alike, and to one chunk alone: they are
+// computed first, in parallel over chunks, for a window of chunks. The three lines above follow in the order of time,
+// in parallel over lanes (a head of a row) and blocks of columns.
+
+#include "memory_pass.h"
+#include "memory_prepare.h"
+#include "memory_write.h"
+#include "path.h"
+
+namespace ssmn {
+namespace SSMN_PATH {
+namespace {
+
+struct Outputs {
+    void* o;
+    float *states, *final_state;
+};
+
+void read_run(
+    const Pass& pass,
+    const Window& window,
+    Lane lane,
+    const MemoryRun& run,
+    int64_t at,
+    Columns columns,
+    const float* u,
+    float* o,
+    void* output) {
+    const int64_t n = run.length(), whole = columns.whole();
+    const bool starts = pass.starts(run);
+    if (starts)
+        multiply_all(
+            n, whole, pass.key_width, {window.q + at * pass.key_stride, pass.key_stride}, window.state + columns.first,
+            pass.value_stride, {o, whole, 0.0f, window.from_start + at});
+    const int32_t* count = window.count + at;
+    multiply(
+        n, whole, [count](int64_t i, int64_t rows) { return Range{0, count[i + rows - 1]}; },
+        {window.pairs + at * kChunk, kChunk}, u, whole, {o, whole, starts ? 1.0f : 0.0f});
+    for (int64_t i = 0; i < n; ++i)
+        unpack_row(
+            columns.width, o + i * whole, output,
+            pass.scalar(lane.row, run.first + i, lane.head) * pass.value_width + columns.first, pass.half);
+}
+
+// One lane's columns over one window of steps.
+void write_and_read(
+    const Pass& pass,
+    const Window& window,
+    Lane lane,
+    int64_t number,
+    Columns columns,
+    const Outputs& out,
+    Cursor spare) {
+    const int64_t whole = columns.whole();
+    float* u = spare.take<float>(kChunk * whole);
+    float* other = spare.take<float>(kChunk * whole);
+    const int64_t first = number * kWindowChunks, last = smaller(pass.chunks, first + kWindowChunks);
+    if (number > 0) store_state(pass, columns, window.state, out.states + pass.stored_state(lane.row, number, lane.head));
+    for (const MemoryRun* run = pass.plan->first(lane.row, first); run < pass.plan->last(lane.row, last - 1); ++run) {
+        const int64_t at = run->first - number * kWindow;
+        start_run(pass, window, lane, *run, columns);
+        update_run(pass, window, lane, *run, at, columns, u, whole, other);
+        read_run(pass, window, lane, *run, at, columns, u, other, out.o);
+        advance_run(pass, window, *run, at, columns, u, whole, other);
+        if (run->end >= 0 && out.final_state != nullptr)
+            store_state(pass, columns, window.state, out.final_state + pass.stream_state(run->end, lane.head));
+    }
+}
+
+}  // namespace
+
+int32_t memory(
+    const ssmn_memory_call* call,
+    const void* q,
+    const void* k,
+    const void* v,
+    const float* eta,
+    const float* log_decay,
+    const float* erase,
+    const uint8_t* mask,
+    const uint8_t* reset,
+    const int64_t* cu_seqlens,
+    const float* initial_state,
+    void* o,
+    float* states,
+    float* final_state,
+    int32_t threads) {
+    const MemoryArguments in{*call, q, k, v, eta, log_decay, erase, mask, reset, cu_seqlens, initial_state};
+    const MemoryPlan plan(in);
+    if (!plan.made()) return SSMN_OUT_OF_MEMORY;
+    const Pass pass(in, plan);
+    const int64_t stream_size = pass.heads * pass.state_size();
+    for (int64_t n = 0; n < pass.streams && final_state != nullptr; ++n)
+        if (plan.is_empty(n)) copy_or_clear(stream_size, initial_state, n * stream_size, final_state);
+
+    const Outputs out{o, states, final_state};
+    const int64_t wide = smaller(pass.values, kColumns);
+    const int64_t spare = larger(pass.keys * kChunk + kChunk * kChunk, 2 * kChunk * wide);
+    return run_batches(
+        pass, false, threads, pass.operations(), 2 * pass.windows, bytes_of(spare),
+        [&](const Batch& batch, Crew& crew) {
+            const int64_t width = columns_per_task(pass, batch.lanes, crew.gang.workers);
+            const int64_t blocks = (pass.value_width + width - 1) / width;
+            for (int64_t number = 0; number < pass.windows; ++number) {
+                const int64_t first = number * kWindowChunks;
+                crew.share(batch.lanes * smaller(pass.chunks - first, kWindowChunks), [&](int64_t task) {
+                    Cursor own = batch.spare;
+                    const int64_t i = task % batch.lanes;
+                    float* ratio = own.take<float>(kChunk * kChunk);
+                    float* keys = own.take<float>(pass.keys * kChunk);
+                    prepare_chunk(pass, batch.window(i), batch.lane(i), first + task / batch.lanes, ratio, keys);
+                });
+                crew.share(batch.lanes * blocks, [&](int64_t task) {
+                    const int64_t i = task / blocks, column = task % blocks * width;
+                    const Columns columns{column, smaller(width, pass.value_width - column)};
+                    write_and_read(pass, batch.window(i), batch.lane(i), number, columns, out, batch.spare);
+                });
+            }
+        });
+}
+
+}  // namespace SSMN_PATH
+}  // namespace ssmn
