@@ -27,6 +27,8 @@ struct Outputs {
     float *states, *final_state;
 };
 
+// O of a run, from the state before it; `spare` is [max(K, kChunk), columns].
+template <bool Pairs>
 void read_run(
     const Pass& pass,
     const Window& window,
@@ -36,17 +38,32 @@ void read_run(
     Columns columns,
     const float* u,
     float* o,
+    float* spare,
     void* output) {
-    const int64_t n = run.length(), whole = columns.whole();
+    const int64_t n = run.length(), m = window.count[at + n - 1], whole = columns.whole();
     const bool starts = pass.starts(run);
-    if (starts)
-        multiply_all(
-            n, whole, pass.key_width, {window.q + at * pass.key_stride, pass.key_stride}, window.state + columns.first,
-            pass.value_stride, {o, whole, 0.0f, window.from_start + at});
     const int32_t* count = window.count + at;
-    multiply(
-        n, whole, [count](int64_t i, int64_t rows) { return Range{0, count[i + rows - 1]}; },
-        {window.pairs + at * kChunk, kChunk}, u, whole, {o, whole, starts ? 1.0f : 0.0f});
+    const float* state = window.state + columns.first;
+    const Into carried{o, whole, 0.0f, window.from_start + at}, all{o, whole, starts ? 1.0f : 0.0f};
+    if constexpr (Pairs) {
+        if (starts) {
+            pair_rows(pass.key_width, whole, nullptr, state, pass.value_stride, spare, whole);
+            const Matrix queries{window.q_rows + at * pass.key_pair_stride, pass.key_pair_stride};
+            multiply_all<true>(n, whole, pass.key_pairs, queries, spare, whole, carried);
+        }
+        pair_rows(m, whole, nullptr, u, whole, spare, whole);
+        multiply<true>(
+            n, whole, [count](int64_t i, int64_t rows) { return Range{0, (count[i + rows - 1] + 1) / 2}; },
+            {window.pairs + at * kChunk, kChunk / 2}, spare, whole, all);
+    } else {
+        if (starts)
+            multiply_all(
+                n, whole, pass.key_width, {window.q + at * pass.key_stride, pass.key_stride}, state, pass.value_stride,
+                carried);
+        multiply(
+            n, whole, [count](int64_t i, int64_t rows) { return Range{0, count[i + rows - 1]}; },
+            {window.pairs + at * kChunk, kChunk}, u, whole, all);
+    }
     for (int64_t i = 0; i < n; ++i)
         unpack_row(
             columns.width, o + i * whole, output,
@@ -54,6 +71,7 @@ void read_run(
 }
 
 // One lane's columns over one window of steps.
+template <bool Pairs>
 void write_and_read(
     const Pass& pass,
     const Window& window,
@@ -65,17 +83,46 @@ void write_and_read(
     const int64_t whole = columns.whole();
     float* u = spare.take<float>(kChunk * whole);
     float* other = spare.take<float>(kChunk * whole);
+    float* pairs = Pairs ? spare.take<float>(larger(pass.key_width, kChunk) * whole) : nullptr;
     const int64_t first = number * kWindowChunks, last = smaller(pass.chunks, first + kWindowChunks);
     if (number > 0) store_state(pass, columns, window.state, out.states + pass.stored_state(lane.row, number, lane.head));
     for (const MemoryRun* run = pass.plan->first(lane.row, first); run < pass.plan->last(lane.row, last - 1); ++run) {
         const int64_t at = run->first - number * kWindow;
         start_run(pass, window, lane, *run, columns);
         update_run(pass, window, lane, *run, at, columns, u, whole, other);
-        read_run(pass, window, lane, *run, at, columns, u, other, out.o);
-        advance_run(pass, window, *run, at, columns, u, whole, other);
+        read_run<Pairs>(pass, window, lane, *run, at, columns, u, other, pairs, out.o);
+        advance_run<Pairs>(pass, window, *run, at, columns, u, whole, other);
         if (run->end >= 0 && out.final_state != nullptr)
             store_state(pass, columns, window.state, out.final_state + pass.stream_state(run->end, lane.head));
     }
+}
+
+template <bool Pairs>
+int32_t run_forward(const Pass& pass, const Outputs& out, int32_t threads) {
+    const int64_t wide = smaller(pass.values, kColumns);
+    const int64_t spare = larger(
+        PrepareSpare::floats(pass) + kChunk * kChunk, (2 * kChunk + larger(pass.key_width, kChunk)) * wide);
+    return run_batches(
+        pass, false, threads, pass.operations(), 2 * pass.windows, bytes_of(spare),
+        [&](const Batch& batch, Crew& crew) {
+            const int64_t width = columns_per_task(pass, batch.lanes, crew.gang.workers);
+            const int64_t blocks = (pass.value_width + width - 1) / width;
+            for (int64_t number = 0; number < pass.windows; ++number) {
+                const int64_t first = number * kWindowChunks;
+                crew.share(batch.lanes * smaller(pass.chunks - first, kWindowChunks), [&](int64_t task) {
+                    Cursor own = batch.spare;
+                    float* ratio = own.take<float>(kChunk * kChunk);
+                    const PrepareSpare prepare(pass, own);
+                    const int64_t i = task % batch.lanes, chunk = first + task / batch.lanes;
+                    prepare_chunk<Pairs>(pass, batch.window(i), false, batch.lane(i), chunk, ratio, prepare);
+                });
+                crew.share(batch.lanes * blocks, [&](int64_t task) {
+                    const int64_t i = task / blocks, column = task % blocks * width;
+                    const Columns columns{column, smaller(width, pass.value_width - column)};
+                    write_and_read<Pairs>(pass, batch.window(i), batch.lane(i), number, columns, out, batch.spare);
+                });
+            }
+        });
 }
 
 }  // namespace
@@ -105,29 +152,9 @@ int32_t memory(
         if (plan.is_empty(n)) copy_or_clear(stream_size, initial_state, n * stream_size, final_state);
 
     const Outputs out{o, states, final_state};
-    const int64_t wide = smaller(pass.values, kColumns);
-    const int64_t spare = larger(pass.keys * kChunk + kChunk * kChunk, 2 * kChunk * wide);
-    return run_batches(
-        pass, false, threads, pass.operations(), 2 * pass.windows, bytes_of(spare),
-        [&](const Batch& batch, Crew& crew) {
-            const int64_t width = columns_per_task(pass, batch.lanes, crew.gang.workers);
-            const int64_t blocks = (pass.value_width + width - 1) / width;
-            for (int64_t number = 0; number < pass.windows; ++number) {
-                const int64_t first = number * kWindowChunks;
-                crew.share(batch.lanes * smaller(pass.chunks - first, kWindowChunks), [&](int64_t task) {
-                    Cursor own = batch.spare;
-                    const int64_t i = task % batch.lanes;
-                    float* ratio = own.take<float>(kChunk * kChunk);
-                    float* keys = own.take<float>(pass.keys * kChunk);
-                    prepare_chunk(pass, batch.window(i), batch.lane(i), first + task / batch.lanes, ratio, keys);
-                });
-                crew.share(batch.lanes * blocks, [&](int64_t task) {
-                    const int64_t i = task / blocks, column = task % blocks * width;
-                    const Columns columns{column, smaller(width, pass.value_width - column)};
-                    write_and_read(pass, batch.window(i), batch.lane(i), number, columns, out, batch.spare);
-                });
-            }
-        });
+    if constexpr (kHasPairs)
+        if (pass.half) return run_forward<true>(pass, out, threads);
+    return run_forward<false>(pass, out, threads);
 }
 
 }  // namespace SSMN_PATH

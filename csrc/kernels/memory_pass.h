@@ -31,9 +31,11 @@ SSMN_INLINE int64_t row_stride(int64_t width) {
 // The arguments, with every width and stride that follows from them.
 struct Pass {
     int64_t rows, steps, heads, key_width, value_width, streams;
-    bool half, erases, shares_erase, mask_by_head;
-    int64_t keys, values;              // widths in whole vectors
-    int64_t key_stride, value_stride;  // of rows in the workspace
+    bool half, erases, mask_by_head;
+    int64_t keys, values;                        // widths in whole vectors
+    int64_t key_stride, value_stride;            // of rows in the workspace
+    int64_t key_pairs, value_pairs;              // pairs of bfloat16 in a row
+    int64_t key_pair_stride, value_pair_stride;  // of rows of pairs
     int64_t chunks, windows;
     const void *q, *k, *v;
     const float *eta, *erase, *log_decay;
@@ -50,12 +52,15 @@ struct Pass {
           streams(in.call.streams),
           half(in.call.half != 0),
           erases(in.call.rule != SSMN_HEBBIAN),
-          shares_erase(in.call.rule == SSMN_DELTA),
           mask_by_head(in.call.mask_heads > 1),
           keys(whole_vectors(key_width)),
           values(whole_vectors(value_width)),
           key_stride(row_stride(key_width)),
           value_stride(row_stride(value_width)),
+          key_pairs((key_width + 1) / 2),
+          value_pairs((value_width + 1) / 2),
+          key_pair_stride(row_stride(key_pairs)),
+          value_pair_stride(row_stride(value_pairs)),
           chunks((steps + kChunk - 1) / kChunk),
           windows((steps + kWindow - 1) / kWindow),
           q(in.q),
@@ -84,6 +89,8 @@ struct Pass {
         const double per_step = 2.0 * key_width * value_width + kChunk * (key_width + value_width);
         return per_step * lanes() * steps;
     }
+    // Whether products are taken of pairs of bfloat16.
+    bool pairs() const { return kHasPairs && half; }
     bool starts(const MemoryRun& run) const {
         return run.begin == SSMN_GO_ON || (run.begin >= 0 && initial_state != nullptr);
     }
@@ -134,7 +141,12 @@ struct Window {
     float* pairs;        // by step [kChunk]: R o Q K^T
     float* factor;       // by write [kChunk]: N below the diagonal blocks, and the inverses of those of I - N
     float* state;        // [K, value_stride]: S, before the run that comes next
+    // with pairs: where `pairs` is wanted in rows of pairs (forward) or in pairs of rows (backward), it is that
+    float* q_rows;     // by step [key_pair_stride]: rows of pairs
+    float* k_rows;     // by write [key_pair_stride]
+    float* k_pairs;    // by write, half as many [key_stride]: pairs of rows
     // for the backward pass
+    float* q_pairs;    // by step, half as many [key_stride]
     float* ratio;      // by step [kChunk]: R
     float* u;          // by write [value_stride]
     float* d_u;        // by write [value_stride]: the gradient of the right-hand side of the triangular system
@@ -161,6 +173,12 @@ struct Window {
         pairs = cursor.take<float>(steps * kChunk);
         factor = pass.erases ? cursor.take<float>(steps * kChunk) : nullptr;
         state = cursor.take<float>(state_size);
+        if (pass.pairs()) {
+            q_rows = cursor.take<float>(steps * pass.key_pair_stride);
+            k_rows = cursor.take<float>(steps * pass.key_pair_stride);
+            k_pairs = cursor.take<float>(steps * pass.key_stride);
+            if (backward) q_pairs = cursor.take<float>(steps * pass.key_stride);
+        }
         if (backward) {
             ratio = cursor.take<float>(steps * kChunk);
             u = cursor.take<float>(steps * pass.value_stride);
@@ -176,7 +194,7 @@ struct Window {
 
 // Rows of `width` numbers, of which the one at `positions` (or every one) counts, to rows of floats with zeros up to
 // whole vectors.
-inline void pack(
+SSMN_APART void pack(
     int64_t n,
     int64_t width,
     const void* from,
@@ -204,7 +222,7 @@ inline void pack(
 }
 
 // A row of `width` floats to its place in an array of the inputs' type.
-inline void unpack_row(int64_t width, const float* from, void* to, int64_t offset, bool half) {
+SSMN_APART void unpack_row(int64_t width, const float* from, void* to, int64_t offset, bool half) {
     const int64_t full = width / kLanes * kLanes;
     if (half) {
         uint16_t* target = static_cast<uint16_t*>(to) + offset;
@@ -231,7 +249,7 @@ inline void zero_row(int64_t width, void* to, int64_t offset, bool half) {
 }
 
 // to = diag(factors) from, in whole vectors.
-inline void scale_block(
+SSMN_APART void scale_block(
     int64_t n, int64_t whole, const float* factors, const float* from, int64_t from_row, float* to, int64_t to_row) {
     for (int64_t i = 0; i < n; ++i)
         for (int64_t j = 0; j < whole; j += kLanes)
@@ -244,17 +262,17 @@ inline void zero_block(int64_t n, int64_t whole, float* to, int64_t to_row) {
 }
 
 // Columns of a dense state [K, V] to and from the workspace.
-inline void load_state(const Pass& pass, Columns columns, const float* from, float* to) {
+SSMN_APART void load_state(const Pass& pass, Columns columns, const float* from, float* to) {
     pack(pass.key_width, columns.width, from, columns.first, pass.value_width, false, nullptr, to + columns.first, pass.value_stride);
 }
 
-inline void store_state(const Pass& pass, Columns columns, const float* from, float* to) {
+SSMN_APART void store_state(const Pass& pass, Columns columns, const float* from, float* to) {
     for (int64_t i = 0; i < pass.key_width; ++i)
         unpack_row(columns.width, from + i * pass.value_stride + columns.first, to, i * pass.value_width + columns.first, false);
 }
 
 // The solution X of (I - N) X = X, or of its transpose, in place: x [m, whole], spare [kSolveRows, whole].
-inline void solve(int64_t m, int64_t whole, const float* factor, float* x, int64_t x_row, float* spare) {
+SSMN_APART void solve(int64_t m, int64_t whole, const float* factor, float* x, int64_t x_row, float* spare) {
     for (int64_t first = 0; first < m; first += kSolveRows) {
         const int64_t rows = smaller(kSolveRows, m - first);
         float* block = x + first * x_row;
@@ -268,7 +286,7 @@ inline void solve(int64_t m, int64_t whole, const float* factor, float* x, int64
     }
 }
 
-inline void solve_transposed(int64_t m, int64_t whole, const float* factor, float* x, int64_t x_row, float* spare) {
+SSMN_APART void solve_transposed(int64_t m, int64_t whole, const float* factor, float* x, int64_t x_row, float* spare) {
     for (int64_t first = (m - 1) / kSolveRows * kSolveRows; first >= 0; first -= kSolveRows) {
         const int64_t rows = smaller(kSolveRows, m - first), last = first + rows;
         float* block = x + first * x_row;

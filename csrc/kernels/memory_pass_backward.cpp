@@ -56,6 +56,7 @@ void pack_output_gradient(const Pass& pass, const Window& window, Lane lane, int
 }
 
 // Phase 2.
+template <bool Pairs>
 void replay(
     const Pass& pass, const Window& window, Lane lane, int64_t number, Columns columns, const Gradients& out, Cursor spare) {
     const int64_t first = number * kWindowChunks, last = smaller(pass.chunks, first + kWindowChunks);
@@ -71,7 +72,7 @@ void replay(
                 window.starts + (run->first / kChunk - first) * size + columns.first, pass.value_stride);
         float* u = window.u + at * pass.value_stride + columns.first;
         update_run(pass, window, lane, *run, at, columns, u, pass.value_stride, other);
-        if (goes_on(pass, *run)) advance_run(pass, window, *run, at, columns, u, pass.value_stride, other);
+        if (goes_on(pass, *run)) advance_run<Pairs>(pass, window, *run, at, columns, u, pass.value_stride, other);
     }
 }
 
@@ -97,12 +98,35 @@ void store_value_gradient(
     }
 }
 
+// c [K, whole] from rows^T diag(factors) x, rows [n, K] (or pairs of them) and x [n, whole].
+template <bool Pairs>
+void add_outer(
+    int64_t n,
+    int64_t whole,
+    int64_t key_width,
+    const float* rows,
+    int64_t row,
+    const float* factors,
+    const float* x,
+    int64_t x_row,
+    float* spare,
+    Into c) {
+    if (Pairs) {
+        pair_rows(n, whole, factors, x, x_row, spare, whole);
+    } else {
+        scale_block(n, whole, factors, x, x_row, spare, whole);
+    }
+    multiply_all<Pairs>(key_width, whole, Pairs ? (n + 1) / 2 : n, Matrix{rows, row}.transposed(), spare, whole, c);
+}
+
 // Phase 3.
+template <bool Pairs>
 void carry_back(
     const Pass& pass, const Window& window, Lane lane, int64_t number, Columns columns, const Gradients& out, Cursor spare) {
     const int64_t first = number * kWindowChunks, last = smaller(pass.chunks, first + kWindowChunks);
     const int64_t whole = columns.whole(), K = pass.key_width, stride = pass.value_stride, size = K * stride;
     float* other = spare.take<float>(kChunk * whole);
+    float* state_pairs = Pairs ? spare.take<float>(pass.key_pairs * whole) : nullptr;
     float* d_state = window.d_state + columns.first;
     const MemoryRun* const begin = pass.plan->first(lane.row, first);
     for (const MemoryRun* run = pass.plan->last(lane.row, last - 1) - 1; run >= begin; --run) {
@@ -114,27 +138,40 @@ void carry_back(
             float* slot = window.d_ends + (run->first / kChunk - first) * size + columns.first;
             copy_block(K, whole, d_state, stride, slot, stride);
         }
-        const Matrix queries{window.q + at * pass.key_stride, pass.key_stride};
-        const Matrix keys{window.k + at * pass.key_stride, pass.key_stride};
         const float* d_o = window.d_o + at * stride + columns.first;
         float* d_u = window.d_u + at * stride + columns.first;
         const int32_t* position = window.position + at;
-        multiply(
-            m, whole, [position, n](int64_t j, int64_t) { return Range{position[j], n}; },
-            Matrix{window.pairs + at * kChunk, kChunk}.transposed(), d_o, stride, {d_u, stride});
-        if (from_end)
-            multiply_all(m, whole, K, keys, d_state, stride, {d_u, stride, 1.0f, window.to_end + at});
+        const Matrix seen = Matrix{window.pairs + at * kChunk, kChunk}.transposed();
+        const Into from_reads{d_u, stride}, from_state{d_u, stride, 1.0f, window.to_end + at};
+        if constexpr (Pairs) {
+            pair_rows(n, whole, nullptr, d_o, stride, other, whole);
+            multiply<true>(
+                m, whole, [position, n](int64_t j, int64_t) { return Range{position[j] / 2, (n + 1) / 2}; }, seen,
+                other, whole, from_reads);
+            if (from_end) {
+                pair_rows(K, whole, nullptr, d_state, stride, state_pairs, whole);
+                const Matrix keys{window.k_rows + at * pass.key_pair_stride, pass.key_pair_stride};
+                multiply_all<true>(m, whole, pass.key_pairs, keys, state_pairs, whole, from_state);
+            }
+        } else {
+            multiply(
+                m, whole, [position, n](int64_t j, int64_t) { return Range{position[j], n}; }, seen, d_o, stride,
+                from_reads);
+            const Matrix keys{window.k + at * pass.key_stride, pass.key_stride};
+            if (from_end) multiply_all(m, whole, K, keys, d_state, stride, from_state);
+        }
         if (pass.erases) solve_transposed(m, whole, window.factor + at * kChunk, d_u, stride, other);
         store_value_gradient(pass, window, lane, *run, at, columns, d_u, other, out.d_v);
         if (!pass.starts(*run)) continue;
 
         const float kept = from_end ? window.from_start[at + n - 1] : 0.0f;
-        scale_block(n, whole, window.from_start + at, d_o, stride, other, whole);
-        multiply_all(K, whole, n, queries.transposed(), other, whole, {d_state, stride, kept});
-        if (pass.erases && m > 0) {
-            scale_block(m, whole, window.minus_erase + at, d_u, stride, other, whole);
-            multiply_all(K, whole, m, keys.transposed(), other, whole, {d_state, stride, 1.0f});
-        }
+        add_outer<Pairs>(
+            n, whole, K, Pairs ? window.q_pairs + at * pass.key_stride : window.q + at * pass.key_stride,
+            pass.key_stride, window.from_start + at, d_o, stride, other, {d_state, stride, kept});
+        if (pass.erases && m > 0)
+            add_outer<Pairs>(
+                m, whole, K, Pairs ? window.k_pairs + at * pass.key_stride : window.k + at * pass.key_stride,
+                pass.key_stride, window.minus_erase + at, d_u, stride, other, {d_state, stride, 1.0f});
         if (run->begin >= 0)
             store_state(pass, columns, window.d_state, out.d_initial_state + pass.stream_state(run->begin, lane.head));
     }
@@ -142,23 +179,92 @@ void carry_back(
 
 // What one worker needs for phase 4.
 struct Spare {
-    float *transposed, *state, *d_queries, *d_left, *d_right, *d_pairs, *d_factor, *values;
+    float *transposed, *state, *d_queries, *d_left, *d_right, *d_pairs, *d_rows, *values;
+    float *d_o, *d_u, *u, *state_rows;  // in rows of pairs
 
-    static int64_t floats(const Pass& pass) {
-        return pass.values * larger(pass.key_stride, kChunk) + pass.key_width * pass.value_stride +
-               3 * kChunk * pass.key_stride + 2 * kChunk * kChunk + pass.values;
+    static int64_t place(Spare* spare, const Pass& pass, Cursor cursor) {
+        spare->transposed = cursor.take<float>(pass.values * larger(pass.key_stride, kChunk));
+        spare->state = cursor.take<float>(pass.key_width * pass.value_stride);
+        for (float** rows : {&spare->d_queries, &spare->d_left, &spare->d_right})
+            *rows = cursor.take<float>(kChunk * pass.key_stride);
+        for (float** square : {&spare->d_pairs, &spare->d_rows}) *square = cursor.take<float>(kChunk * kChunk);
+        spare->values = cursor.take<float>(pass.values);
+        if (pass.pairs()) {
+            for (float** rows : {&spare->d_o, &spare->d_u, &spare->u})
+                *rows = cursor.take<float>(kChunk * pass.value_pair_stride);
+            spare->state_rows = cursor.take<float>(pass.key_width * pass.value_pair_stride);
+        }
+        return cursor.used;
     }
-
-    Spare(const Pass& pass, Cursor cursor)
-        : transposed(cursor.take<float>(pass.values * larger(pass.key_stride, kChunk))),
-          state(cursor.take<float>(pass.key_width * pass.value_stride)),
-          d_queries(cursor.take<float>(kChunk * pass.key_stride)),
-          d_left(cursor.take<float>(kChunk * pass.key_stride)),
-          d_right(cursor.take<float>(kChunk * pass.key_stride)),
-          d_pairs(cursor.take<float>(kChunk * kChunk)),
-          d_factor(cursor.take<float>(kChunk * kChunk)),
-          values(cursor.take<float>(pass.values)) {}
 };
+
+// The products of phase 4 that sum over the values. With pairs the left sides and what is transposed are narrowed first.
+template <bool Pairs>
+struct OverValues {
+    const Pass& pass;
+    const Spare& spare;
+
+    Matrix left(int64_t n, const float* rows, float* narrowed) const {
+        if (!Pairs) return {rows, pass.value_stride};
+        narrow_rows(n, pass.values, rows, pass.value_stride, narrowed, pass.value_pair_stride);
+        return {narrowed, pass.value_pair_stride};
+    }
+    int64_t terms() const { return Pairs ? pass.value_pairs : pass.value_width; }
+
+    // spare.transposed = the transpose of a state [K, V]
+    void transpose_state(const float* state) const {
+        if (Pairs) {
+            (void)left(pass.key_width, state, spare.state_rows);
+            transpose(pass.key_width, {spare.state_rows, pass.value_pair_stride}, pass.key_stride);
+        } else {
+            transpose(pass.key_width, {state, pass.value_stride}, pass.key_stride);
+        }
+    }
+    void transpose(int64_t n, Matrix rows, int64_t stride) const {
+        transpose_block(n, whole_vectors(terms()), rows.data, rows.row, spare.transposed, stride);
+    }
+    // c [n, K] from rows [n, V] and a transposed state
+    void multiply_state(int64_t n, Matrix rows, Into c) const {
+        multiply_all<Pairs>(n, pass.keys, terms(), rows, spare.transposed, pass.key_stride, c);
+    }
+};
+
+// The products of phase 4 with a matrix [n, kChunk] of pairs of steps, in `spare.d_pairs`; rows(i, tile) is the range of
+// its columns that are not 0 in the rows [i, i + tile), columns(j, tile) that of its rows.
+template <bool Pairs, typename Rows, typename Columns>
+void multiply_pairs(
+    int64_t n,
+    int64_t m,
+    const Pass& pass,
+    const Spare& spare,
+    const Rows& rows,
+    const Columns& columns,
+    const float* factors,
+    const float* right,
+    Into c,
+    const float* left,
+    Into c_transposed) {
+    const auto halved = [](Range range) { return Pairs ? Range{range.first / 2, (range.last + 1) / 2} : range; };
+    float* x = spare.d_pairs;
+    Matrix straight{x, kChunk};
+    if (Pairs) {
+        narrow_rows(n, kChunk, x, kChunk, spare.d_rows, kChunk / 2);
+        straight = {spare.d_rows, kChunk / 2};
+    }
+    multiply<Pairs>(
+        n, pass.keys, [&](int64_t i, int64_t tile) { return halved(rows(i, tile)); }, straight, right, pass.key_stride,
+        c);
+    Matrix across{x, kChunk};
+    if (Pairs) {
+        pair_rows(n, kChunk, factors, x, kChunk, spare.d_rows, kChunk);
+        across = {spare.d_rows, kChunk};
+    } else if (factors != nullptr) {
+        scale_block(n, kChunk, factors, x, kChunk, x, kChunk);
+    }
+    multiply<Pairs>(
+        m, pass.keys, [&](int64_t j, int64_t tile) { return halved(columns(j, tile)); }, across.transposed(), left,
+        pass.key_stride, c_transposed);
+}
 
 // Stores the gradients of a run's gate and keys; `d_sums` is the gradient of G, but for the keys' part.
 void store_gate_gradients(
@@ -170,7 +276,7 @@ void store_gate_gradients(
     const Spare& spare,
     double* d_sums,
     const Gradients& out) {
-    const int64_t n = run.length(), m = window.count[at + n - 1], K = pass.key_width, V = pass.value_width;
+    const int64_t n = run.length(), K = pass.key_width, V = pass.value_width;
     for (int64_t i = 0, j = 0; i < n; ++i) {
         const int64_t scalar = pass.scalar(lane.row, run.first + i, lane.head);
         if (window.count[at + i] == j) {
@@ -200,7 +306,6 @@ void store_gate_gradients(
         unpack_row(K, d_key, out.d_k, scalar * K, pass.half);
         ++j;
     }
-    (void)m;
     // G is a sum from the run's start on, so the gradient of its terms is summed from the run's end.
     double sum = 0.0;
     for (int64_t i = n - 1; i >= 0; --i) {
@@ -212,6 +317,7 @@ void store_gate_gradients(
 }
 
 // Phase 4 for one run.
+template <bool Pairs>
 void gather_run(
     const Pass& pass, const Window& window, Lane lane, const MemoryRun& run, const Gradients& out, const Spare& spare) {
     const int64_t at = run.first % kWindow, n = run.length(), m = window.count[at + n - 1], K = pass.key_width;
@@ -222,9 +328,12 @@ void gather_run(
     const Columns all{0, V};
     const float* k = window.k + at * stride;
     const float* q = window.q + at * stride;
-    const float* u = window.u + at * values;
-    const float* d_u = window.d_u + at * values;
-    const float* d_o = window.d_o + at * values;
+    const float* k_right = Pairs ? window.k_pairs + at * stride : k;
+    const float* q_right = Pairs ? window.q_pairs + at * stride : q;
+    const OverValues<Pairs> over{pass, spare};
+    const Matrix d_o = over.left(n, window.d_o + at * values, spare.d_o);
+    const Matrix u = over.left(m, window.u + at * values, spare.u);
+    const Matrix d_u = pass.erases ? over.left(m, window.d_u + at * values, spare.d_u) : Matrix{nullptr, 0};
     double d_sums[kChunk] = {};
     float factors[kChunk];
 
@@ -235,60 +344,51 @@ void gather_run(
         start = spare.state;
     }
     if (starts) {
-        transpose_block(K, pass.values, start, values, spare.transposed, stride);
-        multiply_all(
-            n, keys, V, {d_o, values}, spare.transposed, stride, {spare.d_queries, stride, 0.0f, window.from_start + at});
+        over.transpose_state(start);
+        over.multiply_state(n, d_o, {spare.d_queries, stride, 0.0f, window.from_start + at});
         if (pass.erases) {
             for (int64_t j = 0; j < m; ++j) factors[j] = -window.from_start[at + position[j]];
-            multiply_all(m, keys, V, {d_u, values}, spare.transposed, stride, {spare.d_left, stride, 0.0f, factors});
+            over.multiply_state(m, d_u, {spare.d_left, stride, 0.0f, factors});
         }
     }
     if (from_end) {
-        const float kept = window.from_start[at + n - 1];
-        double through = 0.0;
         // A state that comes in or goes out has rows without padding.
-        const float* d_end = window.d_ends + slot;
-        int64_t d_end_row = values;
-        if (run.end >= 0) {
-            d_end = out.d_final_state + pass.stream_state(run.end, lane.head);
-            d_end_row = V;
-        }
+        const bool comes_in = run.end >= 0;
+        const float* d_end =
+            comes_in ? out.d_final_state + pass.stream_state(run.end, lane.head) : window.d_ends + slot;
+        double through = 0.0;
         if (starts)
-            for (int64_t i = 0; i < K; ++i) through += static_cast<double>(kept) * dot(V, d_end + i * d_end_row, start + i * values);
-        if (run.end >= 0) {
+            for (int64_t i = 0; i < K; ++i) through += dot(V, d_end + i * (comes_in ? V : values), start + i * values);
+        through *= window.from_start[at + n - 1];
+        if (comes_in) {
             load_state(pass, all, d_end, spare.state);
             d_end = spare.state;
         }
-        transpose_block(K, pass.values, d_end, values, spare.transposed, stride);
-        multiply_all(m, keys, V, {u, values}, spare.transposed, stride, {spare.d_right, stride, 0.0f, window.to_end + at});
+        over.transpose_state(d_end);
+        over.multiply_state(m, u, {spare.d_right, stride, 0.0f, window.to_end + at});
         for (int64_t j = 0; j < m; ++j) through += dot_vectors(keys, k + j * stride, spare.d_right + j * stride);
         d_sums[n - 1] += through;
     }
 
-    const auto seen = [count](int64_t i, int64_t rows) { return count[i + rows - 1]; };
-    const auto seers = [position, n](int64_t j, int64_t) { return Range{position[j], n}; };
-    transpose_block(m, pass.values, u, values, spare.transposed, kChunk);
-    multiply_part(n, seen, V, {d_o, values}, spare.transposed, kChunk, {spare.d_pairs, kChunk});
+    over.transpose(m, u, kChunk);
+    multiply_part<Pairs>(
+        n, [count](int64_t i, int64_t rows) { return count[i + rows - 1]; }, over.terms(), d_o, spare.transposed,
+        kChunk, {spare.d_pairs, kChunk});
     weigh_pairs(n, count, window.ratio + at * kChunk, spare.d_pairs);
-    const Matrix d_pairs{spare.d_pairs, kChunk};
-    multiply(
-        n, keys, [&](int64_t i, int64_t rows) { return Range{0, seen(i, rows)}; }, d_pairs, k, stride,
-        {spare.d_queries, stride, starts ? 1.0f : 0.0f});
-    multiply(m, keys, seers, d_pairs.transposed(), q, stride, {spare.d_right, stride, from_end ? 1.0f : 0.0f});
+    multiply_pairs<Pairs>(
+        n, m, pass, spare, [count](int64_t i, int64_t rows) { return Range{0, count[i + rows - 1]}; },
+        [position, n](int64_t j, int64_t) { return Range{position[j], n}; }, nullptr, k_right,
+        {spare.d_queries, stride, starts ? 1.0f : 0.0f}, q_right, {spare.d_right, stride, from_end ? 1.0f : 0.0f});
     if (pass.erases) {
-        multiply_part(
-            m, [](int64_t i, int64_t rows) { return i + rows; }, V, {d_u, values}, spare.transposed, kChunk,
-            {spare.d_factor, kChunk});
+        multiply_part<Pairs>(
+            m, [](int64_t i, int64_t rows) { return i + rows; }, over.terms(), d_u, spare.transposed, kChunk,
+            {spare.d_pairs, kChunk});
         for (int64_t j = 0; j < m; ++j) factors[j] = -1.0f;
-        weigh_strict(m, position, window.ratio + at * kChunk, factors, spare.d_factor);
-        const Matrix d_factor{spare.d_factor, kChunk};
-        multiply(
-            m, keys, [](int64_t j, int64_t rows) { return Range{0, j + rows}; }, d_factor, k, stride,
-            {spare.d_left, stride, starts ? 1.0f : 0.0f});
-        scale_block(m, kChunk, window.erase + at, spare.d_factor, kChunk, spare.d_factor, kChunk);
-        multiply(
-            m, keys, [m](int64_t j, int64_t) { return Range{j, m}; }, d_factor.transposed(), k, stride,
-            {spare.d_right, stride, 1.0f});
+        weigh_strict(m, position, window.ratio + at * kChunk, factors, spare.d_pairs);
+        multiply_pairs<Pairs>(
+            m, m, pass, spare, [](int64_t j, int64_t rows) { return Range{0, j + rows}; },
+            [m](int64_t j, int64_t) { return Range{j, m}; }, window.erase + at, k_right,
+            {spare.d_left, stride, starts ? 1.0f : 0.0f}, k_right, {spare.d_right, stride, 1.0f});
     }
     for (int64_t i = 0; i < n; ++i) {
         d_sums[i] += dot_vectors(keys, q + i * stride, spare.d_queries + i * stride);
@@ -296,6 +396,55 @@ void gather_run(
         unpack_row(K, spare.d_queries + i * stride, out.d_q, scalar * K, pass.half);
     }
     store_gate_gradients(pass, window, lane, run, at, spare, d_sums, out);
+}
+
+template <bool Pairs>
+int32_t run_backward(const Pass& pass, const Gradients& out, int32_t threads) {
+    Spare counted{};
+    const int64_t wide = smaller(pass.values, kColumns);
+    const int64_t smaller_phases = larger(PrepareSpare::floats(pass), (kChunk + pass.key_pairs) * wide);
+    const int64_t spare_bytes = larger(Spare::place(&counted, pass, {nullptr}), bytes_of(smaller_phases));
+    return run_batches(
+        pass, true, threads, 3.0 * pass.operations(), 4 * pass.windows, spare_bytes,
+        [&](const Batch& batch, Crew& crew) {
+            const int64_t width = columns_per_task(pass, batch.lanes, crew.gang.workers);
+            const int64_t blocks = (pass.value_width + width - 1) / width;
+            for (int64_t number = pass.windows - 1; number >= 0; --number) {
+                const int64_t first = number * kWindowChunks;
+                const int64_t chunks = batch.lanes * smaller(pass.chunks - first, kWindowChunks);
+                const auto over_chunks = [&](const auto& body) {
+                    crew.share(chunks, [&](int64_t task) {
+                        const int64_t i = task % batch.lanes;
+                        body(batch.window(i), batch.lane(i), first + task / batch.lanes);
+                    });
+                };
+                const auto over_columns = [&](const auto& body) {
+                    crew.share(batch.lanes * blocks, [&](int64_t task) {
+                        const int64_t i = task / blocks, column = task % blocks * width;
+                        body(batch.window(i), batch.lane(i), Columns{column, smaller(width, pass.value_width - column)});
+                    });
+                };
+                over_chunks([&](const Window& window, Lane lane, int64_t chunk) {
+                    Cursor own = batch.spare;
+                    float* ratio = window.ratio + chunk * kChunk % kWindow * kChunk;
+                    prepare_chunk<Pairs>(pass, window, true, lane, chunk, ratio, PrepareSpare(pass, own));
+                    pack_output_gradient(pass, window, lane, chunk, out.d_o);
+                });
+                over_columns([&](const Window& window, Lane lane, Columns columns) {
+                    replay<Pairs>(pass, window, lane, number, columns, out, batch.spare);
+                });
+                over_columns([&](const Window& window, Lane lane, Columns columns) {
+                    carry_back<Pairs>(pass, window, lane, number, columns, out, batch.spare);
+                });
+                over_chunks([&](const Window& window, Lane lane, int64_t chunk) {
+                    Spare spare{};
+                    Spare::place(&spare, pass, batch.spare);
+                    const MemoryRun* const last = pass.plan->last(lane.row, chunk);
+                    for (const MemoryRun* run = pass.plan->first(lane.row, chunk); run < last; ++run)
+                        gather_run<Pairs>(pass, window, lane, *run, out, spare);
+                });
+            }
+        });
 }
 
 }  // namespace
@@ -333,48 +482,9 @@ int32_t memory_backward(
         copy_or_clear(stream_size, plan.is_empty(n) ? d_final_state : nullptr, n * stream_size, d_initial_state);
 
     const Gradients out{states, d_o, d_final_state, d_q, d_k, d_v, d_eta, d_log_decay, d_erase, d_initial_state};
-    const int64_t spare = larger(
-        larger(pass.keys * kChunk, kChunk * smaller(pass.values, kColumns)), Spare::floats(pass));
-    return run_batches(
-        pass, true, threads, 3.0 * pass.operations(), 4 * pass.windows, bytes_of(spare),
-        [&](const Batch& batch, Crew& crew) {
-            const int64_t width = columns_per_task(pass, batch.lanes, crew.gang.workers);
-            const int64_t blocks = (pass.value_width + width - 1) / width;
-            for (int64_t number = pass.windows - 1; number >= 0; --number) {
-                const int64_t first = number * kWindowChunks;
-                const int64_t chunks = batch.lanes * smaller(pass.chunks - first, kWindowChunks);
-                const auto over_chunks = [&](const auto& body) {
-                    crew.share(chunks, [&](int64_t task) {
-                        const int64_t i = task % batch.lanes;
-                        body(batch.window(i), batch.lane(i), first + task / batch.lanes);
-                    });
-                };
-                const auto over_columns = [&](const auto& body) {
-                    crew.share(batch.lanes * blocks, [&](int64_t task) {
-                        const int64_t i = task / blocks, column = task % blocks * width;
-                        body(batch.window(i), batch.lane(i), Columns{column, smaller(width, pass.value_width - column)});
-                    });
-                };
-                over_chunks([&](const Window& window, Lane lane, int64_t chunk) {
-                    Cursor own = batch.spare;
-                    float* ratio = window.ratio + chunk * kChunk % kWindow * kChunk;
-                    prepare_chunk(pass, window, lane, chunk, ratio, own.take<float>(pass.keys * kChunk));
-                    pack_output_gradient(pass, window, lane, chunk, d_o);
-                });
-                over_columns([&](const Window& window, Lane lane, Columns columns) {
-                    replay(pass, window, lane, number, columns, out, batch.spare);
-                });
-                over_columns([&](const Window& window, Lane lane, Columns columns) {
-                    carry_back(pass, window, lane, number, columns, out, batch.spare);
-                });
-                over_chunks([&](const Window& window, Lane lane, int64_t chunk) {
-                    const Spare spare(pass, batch.spare);
-                    const MemoryRun* const last = plan.last(lane.row, chunk);
-                    for (const MemoryRun* run = plan.first(lane.row, chunk); run < last; ++run)
-                        gather_run(pass, window, lane, *run, out, spare);
-                });
-            }
-        });
+    if constexpr (kHasPairs)
+        if (pass.half) return run_backward<true>(pass, out, threads);
+    return run_backward<false>(pass, out, threads);
 }
 
 }  // namespace SSMN_PATH

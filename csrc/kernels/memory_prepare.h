@@ -32,7 +32,7 @@ SSMN_INLINE Vec ratio_vector(const Sums& x, int64_t i, const Sums& y, int64_t j)
 
 // ratio [n, kChunk]: exp(G_i - G_j) for the written steps j up to i, zeros after them. Rows are taken in blocks; to the
 // left of a block the ratio is a product of what lies before the block's start and what comes after it.
-inline void fill_ratio(int64_t n, const int32_t* count, const Sums& steps, const Sums& written, float* ratio) {
+SSMN_APART void fill_ratio(int64_t n, const int32_t* count, const Sums& steps, const Sums& written, float* ratio) {
     constexpr int64_t block = 16;
     const VecInt numbers = lane_numbers();
     for (int64_t first = 0; first < n; first += block) {
@@ -61,7 +61,7 @@ inline void fill_ratio(int64_t n, const int32_t* count, const Sums& steps, const
 }
 
 // x = R o x in every row's first `width(i)` columns, in whole vectors, and zeros after them.
-inline void weigh_pairs(int64_t n, const int32_t* count, const float* ratio, float* x) {
+SSMN_APART void weigh_pairs(int64_t n, const int32_t* count, const float* ratio, float* x) {
     for (int64_t i = 0; i < n; ++i)
         for (int64_t j = 0; j < kChunk; j += kLanes) {
             float* at = x + i * kChunk + j;
@@ -70,7 +70,7 @@ inline void weigh_pairs(int64_t n, const int32_t* count, const float* ratio, flo
 }
 
 // x_jl = factors_j R_jl x_jl for the written steps l before j, zeros elsewhere.
-inline void weigh_strict(int64_t m, const int32_t* position, const float* ratio, const float* factors, float* x) {
+SSMN_APART void weigh_strict(int64_t m, const int32_t* position, const float* ratio, const float* factors, float* x) {
     const VecInt numbers = lane_numbers();
     for (int64_t i = 0; i < m; ++i) {
         const float* row = ratio + position[i] * kChunk;
@@ -88,7 +88,7 @@ inline void weigh_strict(int64_t m, const int32_t* position, const float* ratio,
 
 // Replaces the diagonal blocks of N [m, kChunk] by the inverses of those of I - N, by substitution. The blocks are
 // interleaved: each row waits for the one before it.
-inline void invert_blocks(int64_t m, float* n) {
+SSMN_APART void invert_blocks(int64_t m, float* n) {
     constexpr int64_t vectors = kSolveRows / kLanes > 0 ? kSolveRows / kLanes : 1;
     float inverse[kChunk * kSolveRows];
     for (int64_t i = 0; i < kSolveRows; ++i)
@@ -108,7 +108,7 @@ inline void invert_blocks(int64_t m, float* n) {
 }
 
 // The gate and the decays of a run; returns how many of its steps are written.
-inline int64_t gate_run(
+SSMN_APART int64_t gate_run(
     const Pass& pass, const Window& window, Lane lane, const MemoryRun& run, int64_t at, Sums& steps, Sums& written) {
     const int64_t n = run.length();
     double sum = 0.0;
@@ -139,10 +139,20 @@ inline int64_t gate_run(
     return m;
 }
 
+// What prepare_chunk works with.
+struct PrepareSpare {
+    float *keys, *products;
+
+    static int64_t floats(const Pass& pass) { return pass.keys * kChunk + kChunk * kChunk; }
+    PrepareSpare(const Pass& pass, Cursor& cursor)
+        : keys(cursor.take<float>(pass.keys * kChunk)), products(cursor.take<float>(kChunk * kChunk)) {}
+};
+
 // Everything in `window` that does not depend on the values, for all runs of a chunk; `ratio` is where the runs leave R
-// (by step), `spare` is [keys, kChunk].
+// (by step).
+template <bool Pairs>
 inline void prepare_chunk(
-    const Pass& pass, const Window& window, Lane lane, int64_t chunk, float* ratio, float* spare) {
+    const Pass& pass, const Window& window, bool backward, Lane lane, int64_t chunk, float* ratio, PrepareSpare spare) {
     const int64_t K = pass.key_width, stride = pass.key_stride, start = chunk * kChunk / kWindow * kWindow;
     Sums steps{}, written{};
     for (const MemoryRun* run = pass.plan->first(lane.row, chunk); run < pass.plan->last(lane.row, chunk); ++run) {
@@ -155,18 +165,39 @@ inline void prepare_chunk(
         float* k = window.k + at * stride;
         pack(n, K, pass.q, offset, pass.heads * K, pass.half, nullptr, q, stride);
         pack(m, K, pass.k, offset, pass.heads * K, pass.half, m == n ? nullptr : position, k, stride);
-        transpose_block(m, pass.keys, k, stride, spare, kChunk);
         float* run_ratio = ratio + (run->first - chunk * kChunk) * kChunk;
         fill_ratio(n, count, steps, written, run_ratio);
+
+        Matrix left{q, stride}, right{k, stride};
+        const float* source = k;
+        int64_t terms = K, columns = pass.keys, source_row = stride;
+        if constexpr (Pairs) {
+            float* q_rows = window.q_rows + at * pass.key_pair_stride;
+            float* k_rows = window.k_rows + at * pass.key_pair_stride;
+            narrow_rows(n, pass.keys, q, stride, q_rows, pass.key_pair_stride);
+            narrow_rows(m, pass.keys, k, stride, k_rows, pass.key_pair_stride);
+            pair_rows(m, pass.keys, nullptr, k, stride, window.k_pairs + at * stride, stride);
+            if (backward) pair_rows(n, pass.keys, nullptr, q, stride, window.q_pairs + at * stride, stride);
+            left = {q_rows, pass.key_pair_stride};
+            right = {k_rows, pass.key_pair_stride};
+            source = k_rows;
+            source_row = pass.key_pair_stride;
+            terms = pass.key_pairs;
+            columns = whole_vectors(terms);
+        }
+        transpose_block(m, columns, source, source_row, spare.keys, kChunk);
         float* pairs = window.pairs + at * kChunk;
-        multiply_part(
-            n, [count](int64_t i, int64_t rows) { return count[i + rows - 1]; }, K, {q, stride}, spare, kChunk,
-            {pairs, kChunk});
-        weigh_pairs(n, count, run_ratio, pairs);
+        float* products = Pairs ? spare.products : pairs;
+        multiply_part<Pairs>(
+            n, [count](int64_t i, int64_t rows) { return count[i + rows - 1]; }, terms, left, spare.keys, kChunk,
+            {products, kChunk});
+        weigh_pairs(n, count, run_ratio, products);
+        if (Pairs && backward) pair_rows(n, kChunk, nullptr, products, kChunk, pairs, kChunk);
+        if (Pairs && !backward) narrow_rows(n, kChunk, products, kChunk, pairs, kChunk / 2);
         if (!pass.erases) continue;
         float* factor = window.factor + at * kChunk;
-        multiply_part(
-            m, [](int64_t i, int64_t rows) { return i + rows; }, K, {k, stride}, spare, kChunk, {factor, kChunk});
+        multiply_part<Pairs>(
+            m, [](int64_t i, int64_t rows) { return i + rows; }, terms, right, spare.keys, kChunk, {factor, kChunk});
         float strength[kChunk];
         for (int64_t j = 0; j < m; ++j) strength[j] = -window.erase[at + j];
         weigh_strict(m, position, run_ratio, strength, factor);

@@ -43,6 +43,7 @@ inline void update_run(
 }
 
 // S = exp(G_n) S + (exp(G_n - G) K)^T U.
+template <bool Pairs>
 inline void advance_run(
     const Pass& pass,
     const Window& window,
@@ -55,10 +56,16 @@ inline void advance_run(
     const int64_t n = run.length(), m = window.count[at + n - 1], whole = columns.whole();
     if (m == 0) return;
     const float kept = pass.starts(run) ? window.from_start[at + n - 1] : 0.0f;
-    scale_block(m, whole, window.to_end + at, u, u_row, spare, whole);
-    const Matrix keys = Matrix{window.k + at * pass.key_stride, pass.key_stride}.transposed();
-    multiply_all(
-        pass.key_width, whole, m, keys, spare, whole, {window.state + columns.first, pass.value_stride, kept});
+    const Into into{window.state + columns.first, pass.value_stride, kept};
+    if constexpr (Pairs) {
+        const Matrix keys = Matrix{window.k_pairs + at * pass.key_stride, pass.key_stride}.transposed();
+        pair_rows(m, whole, window.to_end + at, u, u_row, spare, whole);
+        multiply_all<true>(pass.key_width, whole, (m + 1) / 2, keys, spare, whole, into);
+    } else {
+        const Matrix keys = Matrix{window.k + at * pass.key_stride, pass.key_stride}.transposed();
+        scale_block(m, whole, window.to_end + at, u, u_row, spare, whole);
+        multiply_all(pass.key_width, whole, m, keys, spare, whole, into);
+    }
 }
 
 }  // namespace

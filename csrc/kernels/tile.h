@@ -12,6 +12,8 @@ namespace SSMN_PATH {
 namespace {
 
 // The rows of a tile of sums. With 32 registers 8 rows of two vectors leave room, and 8 divides a chunk.
+#define SSMN_APART inline __attribute__((noinline))
+
 constexpr int64_t kRows = SSMN_LANES == 16 ? 8 : 6;
 
 // From the first to before the last of the terms of a sum.
@@ -28,8 +30,27 @@ struct Into {
     const float* scale = nullptr;  // per row of c; null means ones
 };
 
+// Numbers are multiplied as floats, or as pairs of bfloat16 that look like one float: then a term is the sum of two
+// products, and the pairs of a lie along its rows, those of b along its columns.
+#if defined(SSMN_BF16_DOT)
+constexpr bool kHasPairs = true;
+
+template <bool Pairs>
+SSMN_INLINE Vec add_term(Vec sum, Vec x, Vec y) {
+    return Pairs ? (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)y) : sum + x * y;
+}
+#else
+constexpr bool kHasPairs = false;
+
+template <bool Pairs>
+SSMN_INLINE Vec add_term(Vec sum, Vec x, Vec y) {
+    static_assert(!Pairs, "no dot products of bfloat16");
+    return sum + x * y;
+}
+#endif
+
 // c [Rows, Vectors * kLanes] from a [Rows, terms] and b [terms, Vectors * kLanes].
-template <int64_t Rows, int64_t Vectors>
+template <bool Pairs, int64_t Rows, int64_t Vectors>
 SSMN_INLINE void multiply_tile(Range terms, Matrix a, const float* b, int64_t b_row, const Into& c, int64_t i) {
     Vec sum[Rows][Vectors] = {};
     const float* left = a.data + i * a.row + terms.first * a.column;
@@ -39,7 +60,7 @@ SSMN_INLINE void multiply_tile(Range terms, Matrix a, const float* b, int64_t b_
         for (int64_t l = 0; l < Vectors; ++l) line[l] = load(right + l * kLanes);
         for (int64_t r = 0; r < Rows; ++r) {
             const Vec x = broadcast(left[r * a.row]);
-            for (int64_t l = 0; l < Vectors; ++l) sum[r][l] += x * line[l];
+            for (int64_t l = 0; l < Vectors; ++l) sum[r][l] = add_term<Pairs>(sum[r][l], x, line[l]);
         }
         left += a.column;
         right += b_row;
@@ -66,38 +87,39 @@ SSMN_INLINE void for_tiles(int64_t m, const Tile& tile) {
 
 // c [m, n] from a [m, terms] b [terms, n]; n is a multiple of kLanes. terms(i, rows) are those of the rows
 // [i, i + rows): a triangular a has few.
-template <typename Terms>
+template <bool Pairs = false, typename Terms>
 inline void multiply(int64_t m, int64_t n, const Terms& terms, Matrix a, const float* b, int64_t b_row, Into c) {
     int64_t j = 0;
     for (; j + 2 * kLanes <= n; j += 2 * kLanes) {
         for_tiles(m, [&](int64_t i, auto rows) {
-            multiply_tile<rows(), 2>(terms(i, rows()), a, b + j, b_row, c, i);
+            multiply_tile<Pairs, rows(), 2>(terms(i, rows()), a, b + j, b_row, c, i);
         });
         c.data += 2 * kLanes;
     }
     if (j < n)
         for_tiles(m, [&](int64_t i, auto rows) {
-            multiply_tile<rows(), 1>(terms(i, rows()), a, b + j, b_row, c, i);
+            multiply_tile<Pairs, rows(), 1>(terms(i, rows()), a, b + j, b_row, c, i);
         });
 }
 
 // The same with all p terms.
+template <bool Pairs = false>
 inline void multiply_all(int64_t m, int64_t n, int64_t p, Matrix a, const float* b, int64_t b_row, Into c) {
-    multiply(m, n, [p](int64_t, int64_t) { return Range{0, p}; }, a, b, b_row, c);
+    multiply<Pairs>(m, n, [p](int64_t, int64_t) { return Range{0, p}; }, a, b, b_row, c);
 }
 
 // The first width(i, rows) columns of the rows [i, i + rows) of a [m, p] b, rounded up to whole vectors.
-template <typename Width>
-inline void multiply_part(int64_t m, const Width& width, int64_t p, Matrix a, const float* b, int64_t b_row, Into c) {
+template <bool Pairs = false, typename Width>
+SSMN_APART void multiply_part(int64_t m, const Width& width, int64_t p, Matrix a, const float* b, int64_t b_row, Into c) {
     for_tiles(m, [&](int64_t i, auto rows) {
         const int64_t n = width(i, rows());
         Into to = c;
         int64_t j = 0;
         for (; j + kLanes < n; j += 2 * kLanes) {
-            multiply_tile<rows(), 2>({0, p}, a, b + j, b_row, to, i);
+            multiply_tile<Pairs, rows(), 2>({0, p}, a, b + j, b_row, to, i);
             to.data += 2 * kLanes;
         }
-        if (j < n) multiply_tile<rows(), 1>({0, p}, a, b + j, b_row, to, i);
+        if (j < n) multiply_tile<Pairs, rows(), 1>({0, p}, a, b + j, b_row, to, i);
     });
 }
 
@@ -132,7 +154,7 @@ SSMN_INLINE int64_t whole_vectors(int64_t width) {
 }
 
 // to [n, m rounded up] = the transpose of from [m, n], with zeros where there is no row; n is a multiple of kLanes.
-inline void transpose_block(int64_t m, int64_t n, const float* from, int64_t from_row, float* to, int64_t to_row) {
+SSMN_APART void transpose_block(int64_t m, int64_t n, const float* from, int64_t from_row, float* to, int64_t to_row) {
     int64_t i = 0;
     for (; i + kLanes <= m; i += kLanes)
         for (int64_t j = 0; j < n; j += kLanes) transpose_square(from + i * from_row + j, from_row, to + j * to_row + i, to_row);
@@ -141,6 +163,39 @@ inline void transpose_block(int64_t m, int64_t n, const float* from, int64_t fro
         float square[kLanes * kLanes] = {};
         for (int64_t r = 0; r < m - i; ++r) store(square + r * kLanes, load(from + (i + r) * from_row + j));
         transpose_square(square, kLanes, to + j * to_row + i, to_row);
+    }
+}
+
+// Rows of floats to rows of bfloat16, in whole vectors and zeros after them; `whole` is a multiple of kLanes.
+SSMN_APART void narrow_rows(int64_t n, int64_t whole, const float* from, int64_t from_row, float* to, int64_t to_row) {
+    for (int64_t i = 0; i < n; ++i) {
+        uint16_t* line = reinterpret_cast<uint16_t*>(to + i * to_row);
+        int64_t j = 0;
+        for (; j < whole; j += kLanes) store_bfloat16(line + j, load(from + i * from_row + j));
+        for (; j % (2 * kLanes) != 0; j += kLanes) store_bfloat16(line + j, Vec{});
+    }
+}
+
+SSMN_INLINE Vec pair_up(Vec first, Vec second) {
+    const VecBits low = __builtin_convertvector(to_bfloat16(first), VecBits);
+    return (Vec)(low | __builtin_convertvector(to_bfloat16(second), VecBits) << 16);
+}
+
+// Rows of floats to half as many rows of pairs: the first numbers of the pairs are those of an even row, the second
+// ones those of the odd row after it (zeros after the last one). Each row is multiplied by its factor, if there are any.
+SSMN_APART void pair_rows(
+    int64_t n, int64_t whole, const float* factors, const float* from, int64_t from_row, float* to, int64_t to_row) {
+    for (int64_t i = 0; i < n; i += 2) {
+        const float* even = from + i * from_row;
+        float* line = to + i / 2 * to_row;
+        const float x = factors == nullptr ? 1.0f : factors[i];
+        if (i + 1 == n) {
+            for (int64_t j = 0; j < whole; j += kLanes) store(line + j, pair_up(load(even + j) * x, Vec{}));
+            return;
+        }
+        const float y = factors == nullptr ? 1.0f : factors[i + 1];
+        for (int64_t j = 0; j < whole; j += kLanes)
+            store(line + j, pair_up(load(even + j) * x, load(even + from_row + j) * y));
     }
 }
 
