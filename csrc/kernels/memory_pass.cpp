@@ -44,7 +44,8 @@ void read_run(
     const bool starts = pass.starts(run);
     const int32_t* count = window.count + at;
     const float* state = window.state + columns.first;
-    const Into carried{o, whole, 0.0f, window.from_start + at}, all{o, whole, starts ? 1.0f : 0.0f};
+    Ahead output_lines = pass.ahead(output, pass.value_width, lane.row, lane.head, run.first, columns);
+    const Into carried{o, whole, 0.0f, window.from_start + at, &output_lines}, all{o, whole, starts ? 1.0f : 0.0f};
     if constexpr (Pairs) {
         if (starts) {
             pair_rows(pass.key_width, whole, nullptr, state, pass.value_stride, spare, whole);
@@ -89,9 +90,10 @@ void write_and_read(
     for (const MemoryRun* run = pass.plan->first(lane.row, first); run < pass.plan->last(lane.row, last - 1); ++run) {
         const int64_t at = run->first - number * kWindow;
         start_run(pass, window, lane, *run, columns);
-        update_run(pass, window, lane, *run, at, columns, u, whole, other);
+        update_run(pass, window, lane, *run, at, columns, u, whole, nullptr, other);
         read_run<Pairs>(pass, window, lane, *run, at, columns, u, other, pairs, out.o);
-        advance_run<Pairs>(pass, window, *run, at, columns, u, whole, other);
+        Ahead next = pass.ahead(pass.v, pass.value_width, lane.row, lane.head, run->last, columns);
+        advance_run<Pairs>(pass, window, *run, at, columns, u, whole, other, &next);
         if (run->end >= 0 && out.final_state != nullptr)
             store_state(pass, columns, window.state, out.final_state + pass.stream_state(run->end, lane.head));
     }
@@ -114,7 +116,8 @@ int32_t run_forward(const Pass& pass, const Outputs& out, int32_t threads) {
                     float* ratio = own.take<float>(kChunk * kChunk);
                     const PrepareSpare prepare(pass, own);
                     const int64_t i = task % batch.lanes, chunk = first + task / batch.lanes;
-                    prepare_chunk<Pairs>(pass, batch.window(i), false, batch.lane(i), chunk, ratio, prepare);
+                    NextInputs next(batch, first, task + crew.gang.workers, nullptr);
+                    prepare_chunk<Pairs>(pass, batch.window(i), false, batch.lane(i), chunk, ratio, prepare, &next.q);
                 });
                 crew.share(batch.lanes * blocks, [&](int64_t task) {
                     const int64_t i = task / blocks, column = task % blocks * width;

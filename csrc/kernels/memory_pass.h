@@ -28,6 +28,13 @@ SSMN_INLINE int64_t row_stride(int64_t width) {
     return whole >= 128 && whole % 64 == 0 ? whole + 16 : whole;
 }
 
+// Some columns of the values.
+struct Columns {
+    int64_t first, width;
+
+    int64_t whole() const { return whole_vectors(width); }
+};
+
 // The arguments, with every width and stride that follows from them.
 struct Pass {
     int64_t rows, steps, heads, key_width, value_width, streams;
@@ -89,6 +96,14 @@ struct Pass {
         const double per_step = 2.0 * key_width * value_width + kChunk * (key_width + value_width);
         return per_step * lanes() * steps;
     }
+    int64_t element_bytes() const { return half ? 2 : 4; }
+    // Some steps of q, k, v or o of a lane, for as long as there are any.
+    Ahead ahead(
+        const void* array, int64_t width, int64_t row_of_batch, int64_t head, int64_t t, Columns columns, Ahead* then = nullptr) const {
+        const int64_t n = larger(0, smaller(kChunk, steps - t));
+        return {array, element_bytes(), scalar(row_of_batch, n > 0 ? t : 0, head) * width + columns.first, columns.width,
+                heads * width, n, then};
+    }
     // Whether products are taken of pairs of bfloat16.
     bool pairs() const { return kHasPairs && half; }
     bool starts(const MemoryRun& run) const {
@@ -99,13 +114,6 @@ struct Pass {
 // One head of one row.
 struct Lane {
     int64_t row, head;
-};
-
-// Some columns of the values.
-struct Columns {
-    int64_t first, width;
-
-    int64_t whole() const { return whole_vectors(width); }
 };
 
 // Room for some arrays of `floats` numbers together.
@@ -149,6 +157,7 @@ struct Window {
     float* q_pairs;    // by step, half as many [key_stride]
     float* ratio;      // by step [kChunk]: R
     float* u;          // by write [value_stride]
+    float* v;          // by write [value_stride]
     float* d_u;        // by write [value_stride]: the gradient of the right-hand side of the triangular system
     float* d_o;        // by step [value_stride]
     float* starts;     // by chunk [K, value_stride]: S_0 of the chunk's first run, if it goes on
@@ -182,6 +191,7 @@ struct Window {
         if (backward) {
             ratio = cursor.take<float>(steps * kChunk);
             u = cursor.take<float>(steps * pass.value_stride);
+            v = cursor.take<float>(steps * pass.value_stride);
             d_u = cursor.take<float>(steps * pass.value_stride);
             d_o = cursor.take<float>(steps * pass.value_stride);
             starts = cursor.take<float>(chunks * state_size);
@@ -342,6 +352,24 @@ struct Batch {
         return window;
     }
     Lane lane(int64_t i) const { return {(base + i) / pass.heads, (base + i) % pass.heads}; }
+};
+
+// The chunk that a worker will probably prepare after this one: task number `task` of a window that begins at `first`.
+struct NextInputs {
+    Ahead d_o, k, q;
+
+    NextInputs(const Batch& batch, int64_t first, int64_t task, const void* d_o_array)
+        : d_o(rows(batch, first, task, d_o_array, batch.pass.value_width, nullptr)),
+          k(rows(batch, first, task, batch.pass.k, batch.pass.key_width, &d_o)),
+          q(rows(batch, first, task, batch.pass.q, batch.pass.key_width, &k)) {}
+
+  private:
+    static Ahead rows(
+        const Batch& batch, int64_t first, int64_t task, const void* array, int64_t width, Ahead* then) {
+        const Lane lane = batch.lane(task % batch.lanes);
+        const int64_t t = array == nullptr ? batch.pass.steps : (first + task / batch.lanes) * kChunk;
+        return batch.pass.ahead(array, width, lane.row, lane.head, t, {0, width}, then);
+    }
 };
 
 // Calls body(batch, crew) on every worker of a gang, for every batch of lanes in turn. `phases` is how often the body

@@ -71,8 +71,11 @@ void replay(
                 pass.key_width, whole, window.state + columns.first, pass.value_stride,
                 window.starts + (run->first / kChunk - first) * size + columns.first, pass.value_stride);
         float* u = window.u + at * pass.value_stride + columns.first;
-        update_run(pass, window, lane, *run, at, columns, u, pass.value_stride, other);
-        if (goes_on(pass, *run)) advance_run<Pairs>(pass, window, *run, at, columns, u, pass.value_stride, other);
+        float* v = window.v + at * pass.value_stride + columns.first;
+        update_run(pass, window, lane, *run, at, columns, u, pass.value_stride, v, other);
+        Ahead next = pass.ahead(pass.v, pass.value_width, lane.row, lane.head, run->last, columns);
+        if (goes_on(pass, *run))
+            advance_run<Pairs>(pass, window, *run, at, columns, u, pass.value_stride, other, &next);
     }
 }
 
@@ -142,7 +145,8 @@ void carry_back(
         float* d_u = window.d_u + at * stride + columns.first;
         const int32_t* position = window.position + at;
         const Matrix seen = Matrix{window.pairs + at * kChunk, kChunk}.transposed();
-        const Into from_reads{d_u, stride}, from_state{d_u, stride, 1.0f, window.to_end + at};
+        Ahead output = pass.ahead(out.d_v, pass.value_width, lane.row, lane.head, run->first, columns);
+        const Into from_reads{d_u, stride, 0.0f, nullptr, &output}, from_state{d_u, stride, 1.0f, window.to_end + at, &output};
         if constexpr (Pairs) {
             pair_rows(n, whole, nullptr, d_o, stride, other, whole);
             multiply<true>(
@@ -179,7 +183,7 @@ void carry_back(
 
 // What one worker needs for phase 4.
 struct Spare {
-    float *transposed, *state, *d_queries, *d_left, *d_right, *d_pairs, *d_rows, *values;
+    float *transposed, *state, *d_queries, *d_left, *d_right, *d_pairs, *d_rows;
     float *d_o, *d_u, *u, *state_rows;  // in rows of pairs
 
     static int64_t place(Spare* spare, const Pass& pass, Cursor cursor) {
@@ -188,7 +192,6 @@ struct Spare {
         for (float** rows : {&spare->d_queries, &spare->d_left, &spare->d_right})
             *rows = cursor.take<float>(kChunk * pass.key_stride);
         for (float** square : {&spare->d_pairs, &spare->d_rows}) *square = cursor.take<float>(kChunk * kChunk);
-        spare->values = cursor.take<float>(pass.values);
         if (pass.pairs()) {
             for (float** rows : {&spare->d_o, &spare->d_u, &spare->u})
                 *rows = cursor.take<float>(kChunk * pass.value_pair_stride);
@@ -276,7 +279,7 @@ void store_gate_gradients(
     const Spare& spare,
     double* d_sums,
     const Gradients& out) {
-    const int64_t n = run.length(), K = pass.key_width, V = pass.value_width;
+    const int64_t n = run.length(), K = pass.key_width;
     for (int64_t i = 0, j = 0; i < n; ++i) {
         const int64_t scalar = pass.scalar(lane.row, run.first + i, lane.head);
         if (window.count[at + i] == j) {
@@ -288,8 +291,8 @@ void store_gate_gradients(
         const float* key = window.k + (at + j) * pass.key_stride;
         float* d_key = spare.d_right + j * pass.key_stride;
         d_sums[i] -= dot_vectors(pass.keys, key, d_key);
-        pack(1, V, pass.v, scalar * V, 0, pass.half, nullptr, spare.values, 0);
-        float d_write = dot_vectors(pass.values, window.d_u + (at + j) * pass.value_stride, spare.values);
+        const int64_t values = (at + j) * pass.value_stride;
+        float d_write = dot_vectors(pass.values, window.d_u + values, window.v + values);
         if (pass.erases) {
             const float* d_left = spare.d_left + j * pass.key_stride;
             const float d_strength = dot_vectors(pass.keys, key, d_left), strength = window.erase[at + j];
@@ -370,10 +373,12 @@ void gather_run(
         d_sums[n - 1] += through;
     }
 
+    Ahead d_k_lines = pass.ahead(out.d_k, K, lane.row, lane.head, run.first, {0, K});
+    Ahead d_q_lines = pass.ahead(out.d_q, K, lane.row, lane.head, run.first, {0, K}, &d_k_lines);
     over.transpose(m, u, kChunk);
     multiply_part<Pairs>(
         n, [count](int64_t i, int64_t rows) { return count[i + rows - 1]; }, over.terms(), d_o, spare.transposed,
-        kChunk, {spare.d_pairs, kChunk});
+        kChunk, {spare.d_pairs, kChunk, 0.0f, nullptr, &d_q_lines});
     weigh_pairs(n, count, window.ratio + at * kChunk, spare.d_pairs);
     multiply_pairs<Pairs>(
         n, m, pass, spare, [count](int64_t i, int64_t rows) { return Range{0, count[i + rows - 1]}; },
@@ -415,7 +420,7 @@ int32_t run_backward(const Pass& pass, const Gradients& out, int32_t threads) {
                 const auto over_chunks = [&](const auto& body) {
                     crew.share(chunks, [&](int64_t task) {
                         const int64_t i = task % batch.lanes;
-                        body(batch.window(i), batch.lane(i), first + task / batch.lanes);
+                        body(batch.window(i), batch.lane(i), first + task / batch.lanes, task + crew.gang.workers);
                     });
                 };
                 const auto over_columns = [&](const auto& body) {
@@ -424,10 +429,11 @@ int32_t run_backward(const Pass& pass, const Gradients& out, int32_t threads) {
                         body(batch.window(i), batch.lane(i), Columns{column, smaller(width, pass.value_width - column)});
                     });
                 };
-                over_chunks([&](const Window& window, Lane lane, int64_t chunk) {
+                over_chunks([&](const Window& window, Lane lane, int64_t chunk, int64_t later) {
                     Cursor own = batch.spare;
+                    NextInputs next(batch, first, later, out.d_o);
                     float* ratio = window.ratio + chunk * kChunk % kWindow * kChunk;
-                    prepare_chunk<Pairs>(pass, window, true, lane, chunk, ratio, PrepareSpare(pass, own));
+                    prepare_chunk<Pairs>(pass, window, true, lane, chunk, ratio, PrepareSpare(pass, own), &next.q);
                     pack_output_gradient(pass, window, lane, chunk, out.d_o);
                 });
                 over_columns([&](const Window& window, Lane lane, Columns columns) {
@@ -436,7 +442,7 @@ int32_t run_backward(const Pass& pass, const Gradients& out, int32_t threads) {
                 over_columns([&](const Window& window, Lane lane, Columns columns) {
                     carry_back<Pairs>(pass, window, lane, number, columns, out, batch.spare);
                 });
-                over_chunks([&](const Window& window, Lane lane, int64_t chunk) {
+                over_chunks([&](const Window& window, Lane lane, int64_t chunk, int64_t) {
                     Spare spare{};
                     Spare::place(&spare, pass, batch.spare);
                     const MemoryRun* const last = pass.plan->last(lane.row, chunk);

@@ -152,7 +152,7 @@ struct PrepareSpare {
 // (by step).
 template <bool Pairs>
 inline void prepare_chunk(
-    const Pass& pass, const Window& window, bool backward, Lane lane, int64_t chunk, float* ratio, PrepareSpare spare) {
+    const Pass& pass, const Window& window, bool backward, Lane lane, int64_t chunk, float* ratio, PrepareSpare spare, Ahead* ahead) {
     const int64_t K = pass.key_width, stride = pass.key_stride, start = chunk * kChunk / kWindow * kWindow;
     Sums steps{}, written{};
     for (const MemoryRun* run = pass.plan->first(lane.row, chunk); run < pass.plan->last(lane.row, chunk); ++run) {
@@ -190,14 +190,15 @@ inline void prepare_chunk(
         float* products = Pairs ? spare.products : pairs;
         multiply_part<Pairs>(
             n, [count](int64_t i, int64_t rows) { return count[i + rows - 1]; }, terms, left, spare.keys, kChunk,
-            {products, kChunk});
+            {products, kChunk, 0.0f, nullptr, ahead});
         weigh_pairs(n, count, run_ratio, products);
         if (Pairs && backward) pair_rows(n, kChunk, nullptr, products, kChunk, pairs, kChunk);
         if (Pairs && !backward) narrow_rows(n, kChunk, products, kChunk, pairs, kChunk / 2);
         if (!pass.erases) continue;
         float* factor = window.factor + at * kChunk;
         multiply_part<Pairs>(
-            m, [](int64_t i, int64_t rows) { return i + rows; }, terms, right, spare.keys, kChunk, {factor, kChunk});
+            m, [](int64_t i, int64_t rows) { return i + rows; }, terms, right, spare.keys, kChunk,
+            {factor, kChunk, 0.0f, nullptr, ahead});
         float strength[kChunk];
         for (int64_t j = 0; j < m; ++j) strength[j] = -window.erase[at + j];
         weigh_strict(m, position, run_ratio, strength, factor);

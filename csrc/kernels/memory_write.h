@@ -18,7 +18,7 @@ inline void start_run(const Pass& pass, const Window& window, Lane lane, const M
     }
 }
 
-// u [m, columns] of a run: diag(w) V - diag(e exp(G)) K S_0, solved.
+// u [m, columns] of a run: diag(w) V - diag(e exp(G)) K S_0, solved. Leaves V in `values` if that is not null.
 inline void update_run(
     const Pass& pass,
     const Window& window,
@@ -28,12 +28,14 @@ inline void update_run(
     Columns columns,
     float* u,
     int64_t u_row,
+    float* values,
     float* spare) {
     const int64_t n = run.length(), m = window.count[at + n - 1], whole = columns.whole();
     const int64_t offset = pass.scalar(lane.row, run.first, lane.head) * pass.value_width + columns.first;
     const int32_t* position = m == n ? nullptr : window.position + at;
-    pack(m, columns.width, pass.v, offset, pass.heads * pass.value_width, pass.half, position, u, u_row);
-    scale_block(m, whole, window.write + at, u, u_row, u, u_row);
+    float* packed = values == nullptr ? u : values;
+    pack(m, columns.width, pass.v, offset, pass.heads * pass.value_width, pass.half, position, packed, u_row);
+    scale_block(m, whole, window.write + at, packed, u_row, u, u_row);
     if (!pass.erases) return;
     if (pass.starts(run))
         multiply_all(
@@ -52,11 +54,12 @@ inline void advance_run(
     Columns columns,
     const float* u,
     int64_t u_row,
-    float* spare) {
+    float* spare,
+    Ahead* ahead) {
     const int64_t n = run.length(), m = window.count[at + n - 1], whole = columns.whole();
     if (m == 0) return;
     const float kept = pass.starts(run) ? window.from_start[at + n - 1] : 0.0f;
-    const Into into{window.state + columns.first, pass.value_stride, kept};
+    const Into into{window.state + columns.first, pass.value_stride, kept, nullptr, ahead};
     if constexpr (Pairs) {
         const Matrix keys = Matrix{window.k_pairs + at * pass.key_stride, pass.key_stride}.transposed();
         pair_rows(m, whole, window.to_end + at, u, u_row, spare, whole);

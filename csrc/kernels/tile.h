@@ -22,12 +22,40 @@ struct Range {
     int64_t last;
 };
 
+// Rows of memory that will soon be wanted, fetched in small helpings while there is something else to do: rows that lie
+// far apart are beyond what the processor guesses by itself.
+struct Ahead {
+    static constexpr int64_t kLine = 64;
+    static constexpr int64_t kHelping = 24;  // about as many misses as can be under way at a time
+
+    const char* next = nullptr;
+    int64_t row = 0;    // bytes between rows
+    int64_t lines = 0;  // cache lines of a row
+    int64_t rows = 0;   // left to be fetched
+    Ahead* then = nullptr;
+
+    Ahead(const void* array, int64_t element_bytes, int64_t offset, int64_t width, int64_t stride, int64_t n, Ahead* after)
+        : next(static_cast<const char*>(array) + offset * element_bytes),
+          row(stride * element_bytes),
+          lines((width * element_bytes + kLine - 1) / kLine),
+          rows(n),
+          then(after) {}
+
+    void help() {
+        int64_t left = kHelping;
+        for (; rows > 0 && left > 0; --rows, left -= lines, next += row)
+            for (int64_t l = 0; l < lines; ++l) __builtin_prefetch(next + l * kLine);
+        if (left > 0 && then != nullptr) then->help();
+    }
+};
+
 // What becomes of the sums: c = keep c + scale a b, row by row; c = scale a b when keep is 0 (c is then not read).
 struct Into {
     float* data;
     int64_t row;
     float keep = 0.0f;
     const float* scale = nullptr;  // per row of c; null means ones
+    Ahead* ahead = nullptr;        // what to fetch meanwhile
 };
 
 // Numbers are multiplied as floats, or as pairs of bfloat16 that look like one float: then a term is the sum of two
@@ -52,6 +80,7 @@ SSMN_INLINE Vec add_term(Vec sum, Vec x, Vec y) {
 // c [Rows, Vectors * kLanes] from a [Rows, terms] and b [terms, Vectors * kLanes].
 template <bool Pairs, int64_t Rows, int64_t Vectors>
 SSMN_INLINE void multiply_tile(Range terms, Matrix a, const float* b, int64_t b_row, const Into& c, int64_t i) {
+    if (c.ahead != nullptr) c.ahead->help();
     Vec sum[Rows][Vectors] = {};
     const float* left = a.data + i * a.row + terms.first * a.column;
     const float* right = b + terms.first * b_row;
