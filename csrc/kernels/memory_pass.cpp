@@ -107,7 +107,7 @@ int32_t run_forward(const Pass& pass, const Outputs& out, int32_t threads) {
     return run_batches(
         pass, false, threads, pass.operations(), 2 * pass.windows, bytes_of(spare),
         [&](const Batch& batch, Crew& crew) {
-            const int64_t width = columns_per_task(pass, batch.lanes, crew.gang.workers);
+            const int64_t width = columns_per_task(pass, batch.lanes, crew.workers);
             const int64_t blocks = (pass.value_width + width - 1) / width;
             for (int64_t number = 0; number < pass.windows; ++number) {
                 const int64_t first = number * kWindowChunks;
@@ -116,7 +116,7 @@ int32_t run_forward(const Pass& pass, const Outputs& out, int32_t threads) {
                     float* ratio = own.take<float>(kChunk * kChunk);
                     const PrepareSpare prepare(pass, own);
                     const int64_t i = task % batch.lanes, chunk = first + task / batch.lanes;
-                    NextInputs next(batch, first, task + crew.gang.workers, nullptr);
+                    NextInputs next(batch, first, task + crew.workers, nullptr);
                     prepare_chunk<Pairs>(pass, batch.window(i), false, batch.lane(i), chunk, ratio, prepare, &next.q);
                 });
                 crew.share(batch.lanes * blocks, [&](int64_t task) {

@@ -320,20 +320,25 @@ inline int64_t columns_per_task(const Pass& pass, int64_t lanes, int32_t workers
     return columns;
 }
 
-// The workers of a gang go through the same list of phases, and share out the tasks of each.
+// Workers that go through the same list of phases together, and share out the tasks of each.
 struct Crew {
-    const Gang& gang;
+    int32_t workers;
+    Barrier* barrier;
     int32_t* taken;  // one counter per phase, zeros at first
 
     template <typename Task>
     void share(int64_t tasks, const Task& task) {
+        if (workers == 1) {
+            for (int64_t i = 0; i < tasks; ++i) task(i);
+            return;
+        }
         for (;;) {
             const int64_t next = __atomic_fetch_add(taken, 1, __ATOMIC_RELAXED);
             if (next >= tasks) break;
             task(next);
         }
         ++taken;
-        gang.barrier->wait();
+        barrier->wait();
     }
 };
 
@@ -372,42 +377,64 @@ struct NextInputs {
     }
 };
 
-// Calls body(batch, crew) on every worker of a gang, for every batch of lanes in turn. `phases` is how often the body
-// shares out tasks.
+// Calls body(batch, crew) until all lanes are done. If the lanes can be shared out evenly, every worker is a crew of its
+// own and takes one lane after the other: no one waits for anyone. Otherwise all workers are one crew, and take as many
+// lanes at a time as there is room for. `phases` is how often the body shares out tasks.
 template <typename Body>
 int32_t run_batches(
-    const Pass& pass, bool backward, int32_t threads, double operations, int64_t phases, int64_t spare_bytes, const Body& body) {
+    const Pass& pass,
+    bool backward,
+    int32_t threads,
+    double operations,
+    int64_t phases,
+    int64_t spare_bytes,
+    const Body& body) {
     struct Job {
         const Pass& pass;
         const Body& body;
-        bool backward;
-        int64_t phases, spare_bytes, window_bytes, size, counter_bytes;
+        bool backward, alone;
+        int64_t size, counter_bytes, spare_bytes, window_bytes;
         char* memory;
 
         static void work(const void* context, const Gang& gang, int32_t worker) {
             const Job& job = *static_cast<const Job*>(context);
-            Crew crew{gang, reinterpret_cast<int32_t*>(job.memory)};
-            char* own = job.memory + job.counter_bytes;
+            int32_t* counters = reinterpret_cast<int32_t*>(job.memory);
+            char* own = job.memory + job.counter_bytes + worker * (job.spare_bytes + job.window_bytes);
+            if (job.alone) {
+                Crew crew{1, nullptr, nullptr};
+                for (;;) {
+                    const int64_t lane = __atomic_fetch_add(counters, 1, __ATOMIC_RELAXED);
+                    if (lane >= job.pass.lanes()) break;
+                    job.body(
+                        Batch{job.pass, job.backward, lane, 1, own + job.spare_bytes, job.window_bytes, Cursor{own}},
+                        crew);
+                }
+                return;
+            }
+            Crew crew{gang.workers, gang.barrier, counters};
+            own = job.memory + job.counter_bytes + worker * job.spare_bytes;
+            char* windows = job.memory + job.counter_bytes + gang.workers * job.spare_bytes;
             for (int64_t base = 0; base < job.pass.lanes(); base += job.size) {
                 const int64_t lanes = smaller(job.size, job.pass.lanes() - base);
                 job.body(
-                    Batch{job.pass, job.backward, base, lanes, own + gang.workers * job.spare_bytes, job.window_bytes,
-                          Cursor{own + worker * job.spare_bytes}},
-                    crew);
+                    Batch{job.pass, job.backward, base, lanes, windows, job.window_bytes, Cursor{own}}, crew);
             }
         }
     };
-    if (pass.lanes() == 0 || pass.steps == 0) return SSMN_OK;
+    const int64_t lanes = pass.lanes();
+    if (lanes == 0 || pass.steps == 0) return SSMN_OK;
     const double useful = 1.0 + operations / kOperationsPerWorker;
     const int32_t workers = useful < threads ? static_cast<int32_t>(useful) : threads;
+    const bool alone = lanes % workers == 0 || lanes >= 8 * static_cast<int64_t>(workers);
     const int64_t window_bytes = Window::bytes(pass, backward);
-    const int64_t size = smaller(pass.lanes(), larger(kBatchBytes / larger(window_bytes, 1), workers));
-    const int64_t batches = (pass.lanes() + size - 1) / size;
+    const int64_t size = alone ? workers : smaller(lanes, larger(kBatchBytes / larger(window_bytes, 1), workers));
+    const int64_t batches = alone ? 1 : (lanes + size - 1) / size;
     const int64_t counter_bytes = (batches * phases * static_cast<int64_t>(sizeof(int32_t)) + 63) / 64 * 64;
     const Workspace workspace(counter_bytes + workers * spare_bytes + size * window_bytes);
     if (workspace.data() == nullptr) return SSMN_OUT_OF_MEMORY;
     std::memset(workspace.data(), 0, static_cast<size_t>(counter_bytes));
-    const Job job{pass, body, backward, phases, spare_bytes, window_bytes, size, counter_bytes, workspace.data()};
+    const Job job{pass,          body,        backward,     alone,           size,
+                  counter_bytes, spare_bytes, window_bytes, workspace.data()};
     run_gang(workers, Job::work, &job);
     return SSMN_OK;
 }

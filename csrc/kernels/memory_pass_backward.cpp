@@ -412,7 +412,7 @@ int32_t run_backward(const Pass& pass, const Gradients& out, int32_t threads) {
     return run_batches(
         pass, true, threads, 3.0 * pass.operations(), 4 * pass.windows, spare_bytes,
         [&](const Batch& batch, Crew& crew) {
-            const int64_t width = columns_per_task(pass, batch.lanes, crew.gang.workers);
+            const int64_t width = columns_per_task(pass, batch.lanes, crew.workers);
             const int64_t blocks = (pass.value_width + width - 1) / width;
             for (int64_t number = pass.windows - 1; number >= 0; --number) {
                 const int64_t first = number * kWindowChunks;
@@ -420,7 +420,7 @@ int32_t run_backward(const Pass& pass, const Gradients& out, int32_t threads) {
                 const auto over_chunks = [&](const auto& body) {
                     crew.share(chunks, [&](int64_t task) {
                         const int64_t i = task % batch.lanes;
-                        body(batch.window(i), batch.lane(i), first + task / batch.lanes, task + crew.gang.workers);
+                        body(batch.window(i), batch.lane(i), first + task / batch.lanes, task + crew.workers);
                     });
                 };
                 const auto over_columns = [&](const auto& body) {
