@@ -14,8 +14,11 @@
 // in parallel over lanes (a head of a row) and blocks of columns.
 
 #include "memory_pass.h"
+
 #include "memory_prepare.h"
+#include "memory_step.h"
 #include "memory_write.h"
+#include "parallel.h"
 #include "path.h"
 
 namespace ssmn {
@@ -86,7 +89,8 @@ void write_and_read(
     float* other = spare.take<float>(kChunk * whole);
     float* pairs = Pairs ? spare.take<float>(larger(pass.key_width, kChunk) * whole) : nullptr;
     const int64_t first = number * kWindowChunks, last = smaller(pass.chunks, first + kWindowChunks);
-    if (number > 0) store_state(pass, columns, window.state, out.states + pass.stored_state(lane.row, number, lane.head));
+    if (number > 0)
+        store_state(pass, columns, window.state, out.states + pass.stored_state(lane.row, number, lane.head));
     for (const MemoryRun* run = pass.plan->first(lane.row, first); run < pass.plan->last(lane.row, last - 1); ++run) {
         const int64_t at = run->first - number * kWindow;
         start_run(pass, window, lane, *run, columns);
@@ -102,8 +106,8 @@ void write_and_read(
 template <bool Pairs>
 int32_t run_forward(const Pass& pass, const Outputs& out, int32_t threads) {
     const int64_t wide = smaller(pass.values, kColumns);
-    const int64_t spare = larger(
-        PrepareSpare::floats(pass) + kChunk * kChunk, (2 * kChunk + larger(pass.key_width, kChunk)) * wide);
+    const int64_t spare =
+        larger(PrepareSpare::floats(pass) + kChunk * kChunk, (2 * kChunk + larger(pass.key_width, kChunk)) * wide);
     return run_batches(
         pass, false, threads, pass.operations(), 2 * pass.windows, bytes_of(spare),
         [&](const Batch& batch, Crew& crew) {
@@ -154,6 +158,11 @@ int32_t memory(
     for (int64_t n = 0; n < pass.streams && final_state != nullptr; ++n)
         if (plan.is_empty(n)) copy_or_clear(stream_size, initial_state, n * stream_size, final_state);
 
+    if (pass.steps == 1)
+        return parallel_for(
+            pass.lanes(), threads, pass.operations(), 2 * (pass.keys + pass.values), [&](int64_t task, float* spare) {
+                step_lane(pass, {task / pass.heads, task % pass.heads}, o, final_state, spare);
+            });
     const Outputs out{o, states, final_state};
     if constexpr (kHasPairs)
         if (pass.half) return run_forward<true>(pass, out, threads);

@@ -14,10 +14,10 @@ namespace {
 
 constexpr int64_t kWindow = kMemoryWindow;
 constexpr int64_t kWindowChunks = kWindow / kChunk;
-constexpr int64_t kColumns = 64;            // of the values, at most, that a worker takes at a time
-constexpr int64_t kSolveRows = 16;          // rows of a diagonal block of the triangular system
-constexpr float kForgotten = -1000.0f;      // exp of this is 0: a stronger decay is the same
-constexpr int64_t kBatchBytes = 8 << 20;    // about as much for the windows of the lanes that are worked on together
+constexpr int64_t kColumns = 64;          // of the values, at most, that a worker takes at a time
+constexpr int64_t kSolveRows = 16;        // rows of a diagonal block of the triangular system
+constexpr float kForgotten = -1000.0f;    // exp of this is 0: a stronger decay is the same
+constexpr int64_t kBatchBytes = 8 << 20;  // about as much for the windows of the lanes that are worked on together
 constexpr double kOperationsPerWorker = 5e5;
 
 static_assert(kWindow % kChunk == 0 && kChunk % kSolveRows == 0, "whole chunks and blocks");
@@ -99,10 +99,17 @@ struct Pass {
     int64_t element_bytes() const { return half ? 2 : 4; }
     // Some steps of q, k, v or o of a lane, for as long as there are any.
     Ahead ahead(
-        const void* array, int64_t width, int64_t row_of_batch, int64_t head, int64_t t, Columns columns, Ahead* then = nullptr) const {
+        const void* array,
+        int64_t width,
+        int64_t row_of_batch,
+        int64_t head,
+        int64_t t,
+        Columns columns,
+        Ahead* then = nullptr) const {
         const int64_t n = larger(0, smaller(kChunk, steps - t));
-        return {array, element_bytes(), scalar(row_of_batch, n > 0 ? t : 0, head) * width + columns.first, columns.width,
-                heads * width, n, then};
+        return {array,         element_bytes(), scalar(row_of_batch, n > 0 ? t : 0, head) * width + columns.first,
+                columns.width, heads * width,   n,
+                then};
     }
     // Whether products are taken of pairs of bfloat16.
     bool pairs() const { return kHasPairs && half; }
@@ -150,19 +157,19 @@ struct Window {
     float* factor;       // by write [kChunk]: N below the diagonal blocks, and the inverses of those of I - N
     float* state;        // [K, value_stride]: S, before the run that comes next
     // with pairs: where `pairs` is wanted in rows of pairs (forward) or in pairs of rows (backward), it is that
-    float* q_rows;     // by step [key_pair_stride]: rows of pairs
-    float* k_rows;     // by write [key_pair_stride]
-    float* k_pairs;    // by write, half as many [key_stride]: pairs of rows
+    float* q_rows;   // by step [key_pair_stride]: rows of pairs
+    float* k_rows;   // by write [key_pair_stride]
+    float* k_pairs;  // by write, half as many [key_stride]: pairs of rows
     // for the backward pass
-    float* q_pairs;    // by step, half as many [key_stride]
-    float* ratio;      // by step [kChunk]: R
-    float* u;          // by write [value_stride]
-    float* v;          // by write [value_stride]
-    float* d_u;        // by write [value_stride]: the gradient of the right-hand side of the triangular system
-    float* d_o;        // by step [value_stride]
-    float* starts;     // by chunk [K, value_stride]: S_0 of the chunk's first run, if it goes on
-    float* d_ends;     // by chunk [K, value_stride]: the gradient of S after its last run, if the next one goes on
-    float* d_state;    // [K, value_stride]
+    float* q_pairs;  // by step, half as many [key_stride]
+    float* ratio;    // by step [kChunk]: R
+    float* u;        // by write [value_stride]
+    float* v;        // by write [value_stride]
+    float* d_u;      // by write [value_stride]: the gradient of the right-hand side of the triangular system
+    float* d_o;      // by step [value_stride]
+    float* starts;   // by chunk [K, value_stride]: S_0 of the chunk's first run, if it goes on
+    float* d_ends;   // by chunk [K, value_stride]: the gradient of S after its last run, if the next one goes on
+    float* d_state;  // [K, value_stride]
 
     static int64_t bytes(const Pass& pass, bool backward) {
         Window window{};
@@ -273,12 +280,16 @@ inline void zero_block(int64_t n, int64_t whole, float* to, int64_t to_row) {
 
 // Columns of a dense state [K, V] to and from the workspace.
 SSMN_APART void load_state(const Pass& pass, Columns columns, const float* from, float* to) {
-    pack(pass.key_width, columns.width, from, columns.first, pass.value_width, false, nullptr, to + columns.first, pass.value_stride);
+    pack(
+        pass.key_width, columns.width, from, columns.first, pass.value_width, false, nullptr, to + columns.first,
+        pass.value_stride);
 }
 
 SSMN_APART void store_state(const Pass& pass, Columns columns, const float* from, float* to) {
     for (int64_t i = 0; i < pass.key_width; ++i)
-        unpack_row(columns.width, from + i * pass.value_stride + columns.first, to, i * pass.value_width + columns.first, false);
+        unpack_row(
+            columns.width, from + i * pass.value_stride + columns.first, to, i * pass.value_width + columns.first,
+            false);
 }
 
 // The solution X of (I - N) X = X, or of its transpose, in place: x [m, whole], spare [kSolveRows, whole].
@@ -309,8 +320,6 @@ SSMN_APART void solve_transposed(int64_t m, int64_t whole, const float* factor, 
             Matrix{factor + first * kChunk + first, kChunk}.transposed(), spare, whole, {block, x_row});
     }
 }
-
-
 
 // How many columns of the values a worker takes at a time, so that all have something to do. Every column is computed
 // by itself: the number cannot change a result.
@@ -369,17 +378,16 @@ struct NextInputs {
           q(rows(batch, first, task, batch.pass.q, batch.pass.key_width, &k)) {}
 
   private:
-    static Ahead rows(
-        const Batch& batch, int64_t first, int64_t task, const void* array, int64_t width, Ahead* then) {
+    static Ahead rows(const Batch& batch, int64_t first, int64_t task, const void* array, int64_t width, Ahead* then) {
         const Lane lane = batch.lane(task % batch.lanes);
         const int64_t t = array == nullptr ? batch.pass.steps : (first + task / batch.lanes) * kChunk;
         return batch.pass.ahead(array, width, lane.row, lane.head, t, {0, width}, then);
     }
 };
 
-// Calls body(batch, crew) until all lanes are done. If the lanes can be shared out evenly, every worker is a crew of its
-// own and takes one lane after the other: no one waits for anyone. Otherwise all workers are one crew, and take as many
-// lanes at a time as there is room for. `phases` is how often the body shares out tasks.
+// Calls body(batch, crew) until all lanes are done. If the lanes can be shared out evenly, every worker is a crew of
+// its own and takes one lane after the other: no one waits for anyone. Otherwise all workers are one crew, and take as
+// many lanes at a time as there is room for. `phases` is how often the body shares out tasks.
 template <typename Body>
 int32_t run_batches(
     const Pass& pass,
@@ -416,8 +424,7 @@ int32_t run_batches(
             char* windows = job.memory + job.counter_bytes + gang.workers * job.spare_bytes;
             for (int64_t base = 0; base < job.pass.lanes(); base += job.size) {
                 const int64_t lanes = smaller(job.size, job.pass.lanes() - base);
-                job.body(
-                    Batch{job.pass, job.backward, base, lanes, windows, job.window_bytes, Cursor{own}}, crew);
+                job.body(Batch{job.pass, job.backward, base, lanes, windows, job.window_bytes, Cursor{own}}, crew);
             }
         }
     };
@@ -433,8 +440,7 @@ int32_t run_batches(
     const Workspace workspace(counter_bytes + workers * spare_bytes + size * window_bytes);
     if (workspace.data() == nullptr) return SSMN_OUT_OF_MEMORY;
     std::memset(workspace.data(), 0, static_cast<size_t>(counter_bytes));
-    const Job job{pass,          body,        backward,     alone,           size,
-                  counter_bytes, spare_bytes, window_bytes, workspace.data()};
+    const Job job{pass, body, backward, alone, size, counter_bytes, spare_bytes, window_bytes, workspace.data()};
     run_gang(workers, Job::work, &job);
     return SSMN_OK;
 }

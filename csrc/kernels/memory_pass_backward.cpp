@@ -14,8 +14,8 @@
 //                                    dK-  = A^T Q + M^T diag(e) K + diag(exp(G_n - G)) U dS^T
 //                                    dK   = diag(e) dK+ + dK-
 //
-// G comes in through exp(G_i) beside q_i and e_i k_i, and through exp(-G_j) beside k_j, so its gradient needs no matrix:
-// dG_i = q_i.dQ_i + e_i k_i.dK+_i - k_i.dK-_i, and of the last step also that of exp(G_n). de_i = k_i.dK+_i.
+// G comes in through exp(G_i) beside q_i and e_i k_i, and through exp(-G_j) beside k_j, so its gradient needs no
+// matrix: dG_i = q_i.dQ_i + e_i k_i.dK+_i - k_i.dK-_i, and of the last step also that of exp(G_n). de_i = k_i.dK+_i.
 
 #include "memory_pass.h"
 #include "memory_prepare.h"
@@ -58,11 +58,18 @@ void pack_output_gradient(const Pass& pass, const Window& window, Lane lane, int
 // Phase 2.
 template <bool Pairs>
 void replay(
-    const Pass& pass, const Window& window, Lane lane, int64_t number, Columns columns, const Gradients& out, Cursor spare) {
+    const Pass& pass,
+    const Window& window,
+    Lane lane,
+    int64_t number,
+    Columns columns,
+    const Gradients& out,
+    Cursor spare) {
     const int64_t first = number * kWindowChunks, last = smaller(pass.chunks, first + kWindowChunks);
     const int64_t whole = columns.whole(), size = pass.key_width * pass.value_stride;
     float* other = spare.take<float>(kChunk * whole);
-    if (number > 0) load_state(pass, columns, out.states + pass.stored_state(lane.row, number, lane.head), window.state);
+    if (number > 0)
+        load_state(pass, columns, out.states + pass.stored_state(lane.row, number, lane.head), window.state);
     for (const MemoryRun* run = pass.plan->first(lane.row, first); run < pass.plan->last(lane.row, last - 1); ++run) {
         const int64_t at = run->first - number * kWindow;
         start_run(pass, window, lane, *run, columns);
@@ -125,7 +132,13 @@ void add_outer(
 // Phase 3.
 template <bool Pairs>
 void carry_back(
-    const Pass& pass, const Window& window, Lane lane, int64_t number, Columns columns, const Gradients& out, Cursor spare) {
+    const Pass& pass,
+    const Window& window,
+    Lane lane,
+    int64_t number,
+    Columns columns,
+    const Gradients& out,
+    Cursor spare) {
     const int64_t first = number * kWindowChunks, last = smaller(pass.chunks, first + kWindowChunks);
     const int64_t whole = columns.whole(), K = pass.key_width, stride = pass.value_stride, size = K * stride;
     float* other = spare.take<float>(kChunk * whole);
@@ -146,7 +159,8 @@ void carry_back(
         const int32_t* position = window.position + at;
         const Matrix seen = Matrix{window.pairs + at * kChunk, kChunk}.transposed();
         Ahead output = pass.ahead(out.d_v, pass.value_width, lane.row, lane.head, run->first, columns);
-        const Into from_reads{d_u, stride, 0.0f, nullptr, &output}, from_state{d_u, stride, 1.0f, window.to_end + at, &output};
+        const Into from_reads{d_u, stride, 0.0f, nullptr, &output},
+            from_state{d_u, stride, 1.0f, window.to_end + at, &output};
         if constexpr (Pairs) {
             pair_rows(n, whole, nullptr, d_o, stride, other, whole);
             multiply<true>(
@@ -201,7 +215,8 @@ struct Spare {
     }
 };
 
-// The products of phase 4 that sum over the values. With pairs the left sides and what is transposed are narrowed first.
+// The products of phase 4 that sum over the values. With pairs the left sides and what is transposed are narrowed
+// first.
 template <bool Pairs>
 struct OverValues {
     const Pass& pass;
@@ -232,8 +247,8 @@ struct OverValues {
     }
 };
 
-// The products of phase 4 with a matrix [n, kChunk] of pairs of steps, in `spare.d_pairs`; rows(i, tile) is the range of
-// its columns that are not 0 in the rows [i, i + tile), columns(j, tile) that of its rows.
+// The products of phase 4 with a matrix [n, kChunk] of pairs of steps, in `spare.d_pairs`; rows(i, tile) is the range
+// of its columns that are not 0 in the rows [i, i + tile), columns(j, tile) that of its rows.
 template <bool Pairs, typename Rows, typename Columns>
 void multiply_pairs(
     int64_t n,
@@ -426,7 +441,8 @@ int32_t run_backward(const Pass& pass, const Gradients& out, int32_t threads) {
                 const auto over_columns = [&](const auto& body) {
                     crew.share(batch.lanes * blocks, [&](int64_t task) {
                         const int64_t i = task / blocks, column = task % blocks * width;
-                        body(batch.window(i), batch.lane(i), Columns{column, smaller(width, pass.value_width - column)});
+                        body(
+                            batch.window(i), batch.lane(i), Columns{column, smaller(width, pass.value_width - column)});
                     });
                 };
                 over_chunks([&](const Window& window, Lane lane, int64_t chunk, int64_t later) {

@@ -39,7 +39,9 @@ class MemoryPlan {
     bool made() const { return runs_ != nullptr && chunks_ != nullptr; }
 
     // Whether a stream has no steps.
-    bool is_empty(int64_t stream) const { return bounds_ == nullptr ? steps_ == 0 : bounds_[stream] == bounds_[stream + 1]; }
+    bool is_empty(int64_t stream) const {
+        return bounds_ == nullptr ? steps_ == 0 : bounds_[stream] == bounds_[stream + 1];
+    }
 
     // The runs of a chunk of a row, in order.
     const MemoryRun* first(int64_t row, int64_t chunk) const { return runs_ + chunks_[row * count_ + chunk]; }

@@ -152,7 +152,14 @@ struct PrepareSpare {
 // (by step).
 template <bool Pairs>
 inline void prepare_chunk(
-    const Pass& pass, const Window& window, bool backward, Lane lane, int64_t chunk, float* ratio, PrepareSpare spare, Ahead* ahead) {
+    const Pass& pass,
+    const Window& window,
+    bool backward,
+    Lane lane,
+    int64_t chunk,
+    float* ratio,
+    PrepareSpare spare,
+    Ahead* ahead) {
     const int64_t K = pass.key_width, stride = pass.key_stride, start = chunk * kChunk / kWindow * kWindow;
     Sums steps{}, written{};
     for (const MemoryRun* run = pass.plan->first(lane.row, chunk); run < pass.plan->last(lane.row, chunk); ++run) {

@@ -34,7 +34,14 @@ struct Ahead {
     int64_t rows = 0;   // left to be fetched
     Ahead* then = nullptr;
 
-    Ahead(const void* array, int64_t element_bytes, int64_t offset, int64_t width, int64_t stride, int64_t n, Ahead* after)
+    Ahead(
+        const void* array,
+        int64_t element_bytes,
+        int64_t offset,
+        int64_t width,
+        int64_t stride,
+        int64_t n,
+        Ahead* after)
         : next(static_cast<const char*>(array) + offset * element_bytes),
           row(stride * element_bytes),
           lines((width * element_bytes + kLine - 1) / kLine),
@@ -120,15 +127,13 @@ template <bool Pairs = false, typename Terms>
 inline void multiply(int64_t m, int64_t n, const Terms& terms, Matrix a, const float* b, int64_t b_row, Into c) {
     int64_t j = 0;
     for (; j + 2 * kLanes <= n; j += 2 * kLanes) {
-        for_tiles(m, [&](int64_t i, auto rows) {
-            multiply_tile<Pairs, rows(), 2>(terms(i, rows()), a, b + j, b_row, c, i);
-        });
+        for_tiles(
+            m, [&](int64_t i, auto rows) { multiply_tile<Pairs, rows(), 2>(terms(i, rows()), a, b + j, b_row, c, i); });
         c.data += 2 * kLanes;
     }
     if (j < n)
-        for_tiles(m, [&](int64_t i, auto rows) {
-            multiply_tile<Pairs, rows(), 1>(terms(i, rows()), a, b + j, b_row, c, i);
-        });
+        for_tiles(
+            m, [&](int64_t i, auto rows) { multiply_tile<Pairs, rows(), 1>(terms(i, rows()), a, b + j, b_row, c, i); });
 }
 
 // The same with all p terms.
@@ -139,7 +144,8 @@ inline void multiply_all(int64_t m, int64_t n, int64_t p, Matrix a, const float*
 
 // The first width(i, rows) columns of the rows [i, i + rows) of a [m, p] b, rounded up to whole vectors.
 template <bool Pairs = false, typename Width>
-SSMN_APART void multiply_part(int64_t m, const Width& width, int64_t p, Matrix a, const float* b, int64_t b_row, Into c) {
+SSMN_APART void multiply_part(
+    int64_t m, const Width& width, int64_t p, Matrix a, const float* b, int64_t b_row, Into c) {
     for_tiles(m, [&](int64_t i, auto rows) {
         const int64_t n = width(i, rows());
         Into to = c;
@@ -186,7 +192,8 @@ SSMN_INLINE int64_t whole_vectors(int64_t width) {
 SSMN_APART void transpose_block(int64_t m, int64_t n, const float* from, int64_t from_row, float* to, int64_t to_row) {
     int64_t i = 0;
     for (; i + kLanes <= m; i += kLanes)
-        for (int64_t j = 0; j < n; j += kLanes) transpose_square(from + i * from_row + j, from_row, to + j * to_row + i, to_row);
+        for (int64_t j = 0; j < n; j += kLanes)
+            transpose_square(from + i * from_row + j, from_row, to + j * to_row + i, to_row);
     if (i == m) return;
     for (int64_t j = 0; j < n; j += kLanes) {
         float square[kLanes * kLanes] = {};
@@ -211,7 +218,8 @@ SSMN_INLINE Vec pair_up(Vec first, Vec second) {
 }
 
 // Rows of floats to half as many rows of pairs: the first numbers of the pairs are those of an even row, the second
-// ones those of the odd row after it (zeros after the last one). Each row is multiplied by its factor, if there are any.
+// ones those of the odd row after it (zeros after the last one). Each row is multiplied by its factor, if there are
+// any.
 SSMN_APART void pair_rows(
     int64_t n, int64_t whole, const float* factors, const float* from, int64_t from_row, float* to, int64_t to_row) {
     for (int64_t i = 0; i < n; i += 2) {
