@@ -171,6 +171,84 @@ SSMN_API int32_t ssmn_memory_read_backward(
     int32_t threads);
 
 /*
+ * The fused memory: every step is written and read in one pass, and nothing as long as the sequence is kept but what is
+ * returned. The coefficients come as in the Python interface:
+ *
+ *     rule             w_t      e_t        log a_t
+ *     SSMN_HEBBIAN     eta_t    0          log_decay_t
+ *     SSMN_DELTA       eta_t    eta_t      log_decay_t
+ *     SSMN_ERASE       eta_t    erase_t    log_decay_t
+ *
+ * A log_decay below -1000 counts as -1000. At a closed step (mask 0) all three are 0 whatever the arrays say, and no
+ * work is done for it but its read; the gradients of its k, v and coefficients are 0.
+ *
+ * Row b is stream b (N = B); or, with cu_seqlens, B = 1 and stream n has the steps [cu_seqlens[n], cu_seqlens[n + 1]).
+ * A stream begins from initial_state[n] (NULL: from zeros); final_state[n] is the state after its last step. The state
+ * is zero before a step whose reset is 1.
+ *
+ * P = ssmn_memory_window(); NP = max(0, ceil(T / P) - 1).
+ */
+enum { SSMN_HEBBIAN = 0, SSMN_DELTA = 1, SSMN_ERASE = 2 };
+
+typedef struct ssmn_memory_call {
+    int64_t rows;        /* B */
+    int64_t steps;       /* T */
+    int64_t heads;       /* H */
+    int64_t key_width;   /* K */
+    int64_t value_width; /* V */
+    int64_t streams;     /* N */
+    int32_t half;        /* q, k, v, o and their gradients are bfloat16 (the upper half of a float) if 1, float if 0 */
+    int32_t rule;
+    int32_t mask_heads; /* 1, or H for a mask of every head */
+} ssmn_memory_call;
+
+/* P, the number of steps between two states that ssmn_memory stores. */
+SSMN_API int64_t ssmn_memory_window(void);
+
+SSMN_API int32_t ssmn_memory(
+    const ssmn_memory_call* call,
+    const void* q,              /* [B, T, H, K] */
+    const void* k,              /* [B, T, H, K] */
+    const void* v,              /* [B, T, H, V] */
+    const float* eta,           /* [B, T, H] */
+    const float* log_decay,     /* [B, T, H], at most 0 */
+    const float* erase,         /* [B, T, H] if the rule is SSMN_ERASE, else NULL */
+    const uint8_t* mask,        /* [B, T] or [B, T, H], 1 = open, 0 = closed; NULL = all open */
+    const uint8_t* reset,       /* [B, T], 0 or 1; NULL = none */
+    const int64_t* cu_seqlens,  /* [N + 1] or NULL */
+    const float* initial_state, /* [N, H, K, V] or NULL */
+    void* o,                    /* out [B, T, H, V] */
+    float* states,              /* out [B, NP, H, K, V]: the states after the steps P - 1, 2 P - 1, .. */
+    float* final_state,         /* out [N, H, K, V], or NULL if it is not wanted */
+    int32_t threads);
+
+/* Gradients of ssmn_memory. d_final_state may be NULL, which means zeros; d_erase is NULL unless the rule is
+ * SSMN_ERASE; d_initial_state is NULL if and only if initial_state is. */
+SSMN_API int32_t ssmn_memory_backward(
+    const ssmn_memory_call* call,
+    const void* q,
+    const void* k,
+    const void* v,
+    const float* eta,
+    const float* log_decay,
+    const float* erase,
+    const uint8_t* mask,
+    const uint8_t* reset,
+    const int64_t* cu_seqlens,
+    const float* initial_state,
+    const float* states,
+    const void* d_o,            /* [B, T, H, V] */
+    const float* d_final_state, /* [N, H, K, V] or NULL */
+    void* d_q,                  /* out, and so are all below */
+    void* d_k,
+    void* d_v,
+    float* d_eta,
+    float* d_log_decay,
+    float* d_erase,
+    float* d_initial_state,
+    int32_t threads);
+
+/*
  * Softmax attention to the last W steps.
  *
  * A stream is a row of B, or with cu_seqlens a segment of the only row (B = 1): N streams with a ring each. Its steps

@@ -16,6 +16,8 @@ namespace ssmn {
 struct Kernels {
     const char* path;
     const char* instruction_set;
+    decltype(&ssmn_memory) memory;
+    decltype(&ssmn_memory_backward) memory_backward;
     decltype(&ssmn_memory_write) memory_write;
     decltype(&ssmn_memory_write_backward) memory_write_backward;
     decltype(&ssmn_memory_read) memory_read;

@@ -27,6 +27,58 @@ extern "C" int64_t ssmn_chunk_size(void) {
 
 using ssmn::kernels;
 
+extern "C" int64_t ssmn_memory_window(void) {
+    return ssmn::kMemoryWindow;
+}
+
+extern "C" int32_t ssmn_memory(
+    const ssmn_memory_call* call,
+    const void* q,
+    const void* k,
+    const void* v,
+    const float* eta,
+    const float* log_decay,
+    const float* erase,
+    const uint8_t* mask,
+    const uint8_t* reset,
+    const int64_t* cu_seqlens,
+    const float* initial_state,
+    void* o,
+    float* states,
+    float* final_state,
+    int32_t threads) {
+    return kernels().memory(
+        call, q, k, v, eta, log_decay, erase, mask, reset, cu_seqlens, initial_state, o, states, final_state, threads);
+}
+
+extern "C" int32_t ssmn_memory_backward(
+    const ssmn_memory_call* call,
+    const void* q,
+    const void* k,
+    const void* v,
+    const float* eta,
+    const float* log_decay,
+    const float* erase,
+    const uint8_t* mask,
+    const uint8_t* reset,
+    const int64_t* cu_seqlens,
+    const float* initial_state,
+    const float* states,
+    const void* d_o,
+    const float* d_final_state,
+    void* d_q,
+    void* d_k,
+    void* d_v,
+    float* d_eta,
+    float* d_log_decay,
+    float* d_erase,
+    float* d_initial_state,
+    int32_t threads) {
+    return kernels().memory_backward(
+        call, q, k, v, eta, log_decay, erase, mask, reset, cu_seqlens, initial_state, states, d_o, d_final_state, d_q,
+        d_k, d_v, d_eta, d_log_decay, d_erase, d_initial_state, threads);
+}
+
 extern "C" int32_t ssmn_memory_write(
     const ssmn_memory_sizes* sizes,
     const float* k,

@@ -5,7 +5,8 @@
 
 namespace ssmn {
 
-constexpr int64_t kChunk = 64;
+constexpr int64_t kChunk = 64;          // steps that are worked on together
+constexpr int64_t kMemoryWindow = 512;  // steps between two states that the fused forward pass stores
 
 }  // namespace ssmn
 

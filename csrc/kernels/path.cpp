@@ -7,8 +7,16 @@ namespace ssmn {
 namespace SSMN_PATH {
 
 const Kernels kKernels = {
-    SSMN_PATH_NAME, SSMN_PATH_INSTRUCTIONS, memory_write,     memory_write_backward,
-    memory_read,    memory_read_backward,   window_forward, window_backward,
+    SSMN_PATH_NAME,
+    SSMN_PATH_INSTRUCTIONS,
+    memory,
+    memory_backward,
+    memory_write,
+    memory_write_backward,
+    memory_read,
+    memory_read_backward,
+    window_forward,
+    window_backward,
 };
 
 }  // namespace SSMN_PATH

@@ -10,6 +10,8 @@ namespace SSMN_PATH {
 
 extern const Kernels kKernels;
 
+extern decltype(ssmn_memory) memory;
+extern decltype(ssmn_memory_backward) memory_backward;
 extern decltype(ssmn_memory_write) memory_write;
 extern decltype(ssmn_memory_write_backward) memory_write_backward;
 extern decltype(ssmn_memory_read) memory_read;

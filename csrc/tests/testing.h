@@ -55,13 +55,14 @@ inline double largest(const Numbers& values) {
 }
 
 // Largest |difference| <= tolerance * max(1, largest |expected|).
-inline void check_close(const Floats& actual, const Numbers& expected, const std::string& what) {
+inline void check_close(
+    const Floats& actual, const Numbers& expected, const std::string& what, double tolerance = kTolerance) {
     double worst = actual.size() == expected.size() ? 0.0 : std::numeric_limits<double>::infinity();
     for (size_t i = 0; i < actual.size() && i < expected.size(); ++i) {
         const double difference = std::abs(actual[i] - expected[i]);
         if (!(difference <= worst)) worst = difference;
     }
-    check(worst <= kTolerance * std::max(1.0, largest(expected)), what + ": differs by " + std::to_string(worst));
+    check(worst <= tolerance * std::max(1.0, largest(expected)), what + ": differs by " + std::to_string(worst));
 }
 
 // `gradient` against central differences of `loss`, a function of `input`, at randomly chosen elements.
@@ -70,7 +71,8 @@ inline void check_gradient(
     Numbers& input,
     const std::function<double()>& loss,
     std::mt19937& random,
-    const std::string& what) {
+    const std::string& what,
+    double tolerance = kTolerance) {
     check(gradient.size() == input.size(), what + ": size");
     for (float value : gradient)
         if (!std::isfinite(value)) return check(false, what + ": not finite");
@@ -89,7 +91,7 @@ inline void check_gradient(
         actual.push_back(gradient[at]);
         expected.push_back((above - below) / (2.0 * step));
     }
-    check_close(actual, expected, what);
+    check_close(actual, expected, what, tolerance);
 }
 
 inline double inner(const Numbers& x, const Numbers& y) {

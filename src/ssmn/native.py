@@ -22,6 +22,9 @@ from ssmn.errors import BackendError
 CHUNK = 64
 """C, the steps between two stored states of the memory; the library must agree."""
 
+MEMORY_WINDOW = 512
+"""P, the steps between two states that the fused memory stores; the library must agree."""
+
 KERNELS_VARIABLE = "SSMN_KERNELS"
 """The environment variable that names the kernels to use."""
 
@@ -34,6 +37,15 @@ class MemorySizes(Structure):
     """`ssmn_memory_sizes`."""
 
     _fields_ = [(name, c_int64) for name in ("rows", "steps", "heads", "key_width", "value_width", "streams")]
+
+
+class MemoryCall(Structure):
+    """`ssmn_memory_call`."""
+
+    _fields_ = [
+        *((name, c_int64) for name in ("rows", "steps", "heads", "key_width", "value_width", "streams")),
+        *((name, c_int32) for name in ("half", "rule", "mask_heads")),
+    ]
 
 
 class WindowSizes(Structure):
@@ -49,6 +61,8 @@ def _pointers(count: int) -> list[type]:
 
 
 _KERNELS: dict[str, list[type]] = {
+    "ssmn_memory": [POINTER(MemoryCall), *_pointers(13), c_int32],
+    "ssmn_memory_backward": [POINTER(MemoryCall), *_pointers(20), c_int32],
     "ssmn_memory_write": [POINTER(MemorySizes), *_pointers(11), c_int32],
     "ssmn_memory_write_backward": [POINTER(MemorySizes), *_pointers(19), c_int32],
     "ssmn_memory_read": [POINTER(MemorySizes), *_pointers(8), c_int32],
@@ -135,14 +149,15 @@ def load(package_folders: Iterable[Path]) -> tuple[ctypes.CDLL | None, NativeSta
         for name in ("version", "compiler", "instruction_set", "kernel_path", "kernel_paths"):
             getattr(loaded, f"ssmn_{name}").restype = c_char_p
         loaded.ssmn_use_kernel_path.argtypes = [c_char_p]
-        loaded.ssmn_chunk_size.restype = c_int64
-        version, chunk = loaded.ssmn_version().decode(), loaded.ssmn_chunk_size()
+        loaded.ssmn_chunk_size.restype = loaded.ssmn_memory_window.restype = c_int64
+        version = loaded.ssmn_version().decode()
+        steps = loaded.ssmn_chunk_size(), loaded.ssmn_memory_window()
         for name, argument_types in _KERNELS.items():
             getattr(loaded, name).argtypes = argument_types
             getattr(loaded, name).restype = c_int32
     except (OSError, AttributeError) as error:
         return None, NativeStatus(False, f"{path} cannot be loaded ({error}); {_REINSTALL}", path)
-    if (version, chunk) != (ssmn.__version__, CHUNK):
+    if (version, *steps) != (ssmn.__version__, CHUNK, MEMORY_WINDOW):
         reason = f"{path} is version {version}, but the package is {ssmn.__version__}; {_REINSTALL}"
         return None, NativeStatus(False, reason, path, version)
     instruction_set, compiler = loaded.ssmn_instruction_set().decode(), loaded.ssmn_compiler().decode()

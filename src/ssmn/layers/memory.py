@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -153,25 +153,34 @@ class SynapticMemory(nn.Module):
             hidden, previous, mask, elapsed, plasticity or DEFAULT, cu_seqlens, streams
         )
         floor = (READ_FLOOR * strength).square() + UNIT_EPS
-        trace, memory = ops.memory_write(
-            unit(self._heads(self.key(paired))),
-            self._heads(self.value(hidden)),
-            eta=eta,
-            log_decay=log_decay,
-            erase=None if self.erasure is None else self.erasure(hidden, previous),
-            rule=self.update_rule,
-            mask=opened,
-            reset=reset,
-            cu_seqlens=cu_seqlens,
-            initial_state=state.memory,
-        )
+        key, value = unit(self._heads(self.key(paired))), self._heads(self.value(hidden))
+        options: dict[str, Any] = {
+            "eta": eta,
+            "log_decay": log_decay,
+            "erase": None if self.erasure is None else self.erasure(hidden, previous),
+            "rule": self.update_rule,
+            "mask": opened,
+            "reset": reset,
+            "cu_seqlens": cu_seqlens,
+            "initial_state": state.memory,
+        }
 
-        def read(question: Tensor) -> Tensor:
-            answer = ops.memory_read(unit(self._heads(self.query(question))), trace).to(memory.dtype)
+        def ask(question: Tensor) -> Tensor:
+            return unit(self._heads(self.query(question)))
+
+        def normalised(answer: Tensor) -> Tensor:
+            answer = answer.to(memory.dtype)
             size = torch.rsqrt(answer.square().mean(-1, keepdim=True) + floor)
             return (answer * size).to(hidden.dtype).mul(self.read_norm).flatten(2)
 
-        answer = read(hidden) if self.chat is None else self.chat(hidden, read, self.output)
+        if self.chat is None:
+            answer, final = ops.synaptic_memory(ask(hidden), key, value, output_final_state=True, **options)
+            assert final is not None
+            memory = final
+            answer = normalised(answer)
+        else:
+            trace, memory = ops.memory_write(key, value, **options)
+            answer = self.chat(hidden, lambda question: normalised(ops.memory_read(ask(question), trace)), self.output)
         y = self.output(answer * functional.silu(self.gate(hidden)))
         return y, PlasticState(memory, latest.to(state.previous.dtype))
 

@@ -18,6 +18,10 @@ _FORGOTTEN = -1000.0
 """exp(−1000) is zero in every dtype: a stronger decay is the same, and would only swamp the sums that it enters."""
 
 
+_FEW = 64
+"""Up to so many numbers are looked at one by one: a step of a stream should not wait for two reductions."""
+
+
 @dataclass(frozen=True)
 class MemoryTrace:
     """What `memory_write` leaves for `memory_read`: every state of the memory, in a form that any query can read.
@@ -79,18 +83,21 @@ def check_tensor(
     op: str, name: str, tensor: object, axes: str, sizes: dict[str, int], *, floating: bool = True
 ) -> None:
     """Checks the axes of `tensor` against letters ("B T H K"); the sizes of new letters go into `sizes`."""
-    letters = axes.split()
-    wanted = f"[{', '.join(letters)}]"
     if not isinstance(tensor, Tensor):
-        raise DtypeError(f"{op}: {name} is {type(tensor).__name__}; wanted a tensor {wanted}.")
+        raise DtypeError(f"{op}: {name} is {type(tensor).__name__}; wanted a tensor {_wanted(axes)}.")
     if floating and tensor.dtype not in _FLOATS:
         raise DtypeError(f"{op}: {name} is {tensor.dtype}; wanted a floating dtype; convert it with .float().")
-    if tensor.dim() != len(letters):
-        raise ShapeError(f"{op}: {name} has shape {shape_text(tensor)}; wanted {len(letters)} axes {wanted}.")
-    for letter, size in zip(letters, tensor.shape, strict=True):
+    letters, shape = axes.split(), tensor.shape
+    if len(shape) != len(letters):
+        raise ShapeError(f"{op}: {name} has shape {shape_text(tensor)}; wanted {len(letters)} axes {_wanted(axes)}.")
+    for letter, size in zip(letters, shape, strict=True):
         if sizes.setdefault(letter, size) != size:
             known = ", ".join(f"{key}={sizes[key]}" for key in letters if key in sizes)
-            raise ShapeError(f"{op}: {name} has shape {shape_text(tensor)}; wanted {wanted} with {known}.")
+            raise ShapeError(f"{op}: {name} has shape {shape_text(tensor)}; wanted {_wanted(axes)} with {known}.")
+
+
+def _wanted(axes: str) -> str:
+    return f"[{', '.join(axes.split())}]"
 
 
 def check_steps(
@@ -126,6 +133,8 @@ def check_steps(
 def check_range(op: str, name: str, tensor: Tensor, low: float, high: float) -> None:
     """Refuses values outside [low, high] and NaN (not under torch.compile, which cannot branch on values)."""
     if torch.compiler.is_compiling() or tensor.numel() == 0:
+        return
+    if tensor.numel() <= _FEW and all(low <= value <= high for value in tensor.detach().reshape(-1).tolist()):
         return
     least, most = torch.aminmax(tensor.detach())
     if not (low <= float(least) and float(most) <= high):

@@ -133,8 +133,14 @@ def synaptic_memory(
     """
     sizes: dict[str, int] = {}
     check_tensor("synaptic_memory", "q", q, "B T H K", sizes)
+    op = "synaptic_memory"
+    _check(op, k, v, eta, log_decay, erase, rule, mask, reset, cu_seqlens, initial_state, sizes)
+    if choose_backend(op, backend, q, k, v) == "native":
+        return native.remember(
+            q, k, v, eta, log_decay, erase, rule, mask, reset, cu_seqlens, initial_state, output_final_state
+        )
     trace, final_state = _write(
-        "synaptic_memory", k, v, eta, log_decay, erase, rule, mask, reset, cu_seqlens, initial_state, backend, sizes
+        op, k, v, eta, log_decay, erase, rule, mask, reset, cu_seqlens, initial_state, backend, sizes
     )
     return _read(q, trace), final_state if output_final_state else None
 
@@ -181,9 +187,9 @@ def memory_write(
         >>> ssmn.ops.memory_read(k, trace).shape
         torch.Size([2, 5, 1, 4])
     """
-    return _write(
-        "memory_write", k, v, eta, log_decay, erase, rule, mask, reset, cu_seqlens, initial_state, backend, {}
-    )
+    op, sizes = "memory_write", dict[str, int]()
+    _check(op, k, v, eta, log_decay, erase, rule, mask, reset, cu_seqlens, initial_state, sizes)
+    return _write(op, k, v, eta, log_decay, erase, rule, mask, reset, cu_seqlens, initial_state, backend, sizes)
 
 
 def memory_read(q: Tensor, trace: MemoryTrace) -> Tensor:
@@ -227,6 +233,36 @@ def _read(q: Tensor, trace: MemoryTrace) -> Tensor:
     return read.to(trace.dtype)
 
 
+def _check(
+    op: str,
+    k: Tensor,
+    v: Tensor,
+    eta: Tensor,
+    log_decay: Tensor,
+    erase: Tensor | None,
+    rule: UpdateRule,
+    mask: Tensor | None,
+    reset: Tensor | None,
+    cu_seqlens: Tensor | None,
+    initial_state: Tensor | None,
+    sizes: dict[str, int],
+) -> None:
+    """Checks the arguments of a write; the sizes of their letters go into `sizes`."""
+    check_rule(op, rule, erase)
+    check_tensor(op, "k", k, "B T H K", sizes)
+    check_tensor(op, "v", v, "B T H V", sizes)
+    for name, value in (("eta", eta), ("log_decay", log_decay), ("erase", erase)):
+        if name != "erase" or value is not None:
+            check_tensor(op, name, value, "B T H", sizes)
+    sizes["N"] = check_steps(op, sizes, mask, reset, cu_seqlens)
+    if initial_state is not None:
+        check_tensor(op, "initial_state", initial_state, "N H K V", sizes)
+    check_range(op, "eta", eta, 0.0, 1.0)
+    check_range(op, "log_decay", log_decay, -torch.finfo(torch.float32).max, 0.0)
+    if erase is not None:
+        check_range(op, "erase", erase, 0.0, 1.0)
+
+
 def _write(
     op: str,
     k: Tensor,
@@ -242,24 +278,10 @@ def _write(
     backend: str,
     sizes: dict[str, int],
 ) -> tuple[MemoryTrace, Tensor]:
-    check_rule(op, rule, erase)
-    check_tensor(op, "k", k, "B T H K", sizes)
-    check_tensor(op, "v", v, "B T H V", sizes)
-    for name, value in (("eta", eta), ("log_decay", log_decay), ("erase", erase)):
-        if name != "erase" or value is not None:
-            check_tensor(op, name, value, "B T H", sizes)
-    streams = check_steps(op, sizes, mask, reset, cu_seqlens)
-    if initial_state is not None:
-        check_tensor(op, "initial_state", initial_state, "N H K V", sizes | {"N": streams})
-    check_range(op, "eta", eta, 0.0, 1.0)
-    check_range(op, "log_decay", log_decay, -torch.finfo(torch.float32).max, 0.0)
-    if erase is not None:
-        check_range(op, "erase", erase, 0.0, 1.0)
-
     compute = state_dtype(v.dtype)
     backend = choose_backend(op, backend, k, v)
     if initial_state is None:
-        state = k.new_zeros(streams, sizes["H"], sizes["K"], sizes["V"], dtype=compute)
+        state = k.new_zeros(sizes["N"], sizes["H"], sizes["K"], sizes["V"], dtype=compute)
     else:
         state = initial_state.to(compute)
     strengths = (eta.to(compute), log_decay.to(compute), None if erase is None else erase.to(compute))

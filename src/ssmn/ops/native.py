@@ -1,8 +1,9 @@
 """The compiled kernels as torch custom ops, forward and backward.
 
-The custom ops of the namespace `ssmn` (`memory_write`, `memory_read`, `window_attention`) mirror the functions of
-`csrc/include/ssmn.h`, which is their manual; `write`, `read` and `attend` are the way to call them. The kernels compute
-in float32. Those of the memory have inputs converted and results in float32; the window takes bfloat16 as it is.
+The custom ops of the namespace `ssmn` (`memory`, `memory_write`, `memory_read`, `window_attention`) mirror the functions
+of `csrc/include/ssmn.h`, which is their manual; `remember`, `write`, `read` and `attend` are the way to call them. The
+kernels compute in float32. `memory` and `window_attention` take bfloat16 as it is; the halves of the memory have inputs
+converted and results in float32.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ import torch
 from torch import Tensor
 
 from ssmn import native
+from ssmn.config import UpdateRule
 from ssmn.state import WindowState
 
+_RULES: dict[UpdateRule, int] = {"hebbian": 0, "delta": 1, "erase": 2}
+_STORED = (torch.float32, torch.bfloat16)
 _CONVERTED = (torch.float32, torch.bfloat16, torch.float16)
 _PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -33,6 +37,37 @@ def refusal(*tensors: Tensor) -> str | None:
 def _missing_library() -> str | None:
     status = native.status()
     return None if status.available else status.reason
+
+
+def remember(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    eta: Tensor,
+    log_decay: Tensor,
+    erase: Tensor | None,
+    rule: UpdateRule,
+    mask: Tensor | None,
+    reset: Tensor | None,
+    cu_seqlens: Tensor | None,
+    initial_state: Tensor | None,
+    output_final_state: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """`synaptic_memory` in one pass: (o in the dtype of v, the final state or None).
+
+    The arguments are those of `ssmn.ops.synaptic_memory`, already checked.
+    """
+    dtype = v.dtype
+    if not (dtype == q.dtype == k.dtype and dtype in _STORED):
+        q, k, v = q.float(), k.float(), v.float()
+    wipe = None if erase is None else erase.float()
+    bounds = None if cu_seqlens is None else cu_seqlens.long()
+    state = None if initial_state is None else initial_state.float()
+    coefficients = (eta.float(), log_decay.float(), wipe)
+    o, _, final = torch.ops.ssmn.memory(
+        q, k, v, *coefficients, mask, reset, bounds, state, _RULES[rule], output_final_state
+    )
+    return o.to(dtype), final if output_final_state else None
 
 
 def write(
@@ -145,6 +180,102 @@ def _dense_like(*tensors: Tensor) -> list[Tensor]:
 def _optional_like(tensor: Tensor | None, other: Tensor) -> Tensor:
     """A custom op returns tensors only: an empty one stands for the gradient of an absent input."""
     return other.new_empty(0) if tensor is None else _dense_like(tensor)[0]
+
+
+def _memory_call(k: Tensor, v: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, rule: int) -> native.MemoryCall:
+    streams = k.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    mask_heads = 1 if mask is None or mask.dim() == 2 else mask.shape[2]
+    return native.MemoryCall(*k.shape, v.shape[-1], streams, v.dtype == torch.bfloat16, rule, mask_heads)
+
+
+def _remembered_like(
+    k: Tensor, v: Tensor, cu_seqlens: Tensor | None, keep_final: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    stored = max(0, (k.shape[1] + native.MEMORY_WINDOW - 1) // native.MEMORY_WINDOW - 1)
+    streams = k.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    size = (*k.shape[2:], v.shape[-1])
+    o = torch.empty(v.shape, dtype=v.dtype, device=v.device)
+    states = torch.empty((k.shape[0], stored, *size), dtype=torch.float32, device=v.device)
+    final = torch.empty((streams, *size) if keep_final else (0,), dtype=torch.float32, device=v.device)
+    return o, states, final
+
+
+@torch.library.custom_op("ssmn::memory", mutates_args=())
+def _memory(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    eta: Tensor,
+    log_decay: Tensor,
+    erase: Tensor | None,
+    mask: Tensor | None,
+    reset: Tensor | None,
+    cu_seqlens: Tensor | None,
+    initial_state: Tensor | None,
+    rule: int,
+    keep_final: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    inputs = _dense(q, k, v, eta, log_decay, erase, mask, reset, cu_seqlens, initial_state)
+    o, states, final = _remembered_like(k, v, cu_seqlens, keep_final)
+    call = _memory_call(k, v, mask, cu_seqlens, rule)
+    _run("ssmn_memory", call, *inputs, o, states, final if keep_final else None)
+    return o, states, final
+
+
+@_memory.register_fake
+def _(q, k, v, eta, log_decay, erase, mask, reset, cu_seqlens, initial_state, rule, keep_final):
+    return _remembered_like(k, v, cu_seqlens, keep_final)
+
+
+@torch.library.custom_op("ssmn::memory_backward", mutates_args=())
+def _memory_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    eta: Tensor,
+    log_decay: Tensor,
+    erase: Tensor | None,
+    mask: Tensor | None,
+    reset: Tensor | None,
+    cu_seqlens: Tensor | None,
+    initial_state: Tensor | None,
+    rule: int,
+    states: Tensor,
+    d_o: Tensor,
+    d_final: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    inputs = _dense(q, k, v, eta, log_decay, erase, mask, reset, cu_seqlens, initial_state, states, d_o, d_final)
+    gradients = _dense_like(q, k, v, eta, log_decay)
+    d_erase, d_initial = _optional_like(erase, eta), _optional_like(initial_state, eta)
+    optional = (None if erase is None else d_erase, None if initial_state is None else d_initial)
+    _run("ssmn_memory_backward", _memory_call(k, v, mask, cu_seqlens, rule), *inputs, *gradients, *optional)
+    return *gradients, d_erase, d_initial
+
+
+@_memory_backward.register_fake
+def _(q, k, v, eta, log_decay, erase, mask, reset, cu_seqlens, initial_state, rule, states, d_o, d_final):
+    optional = (_optional_like(erase, eta), _optional_like(initial_state, eta))
+    return *_dense_like(q, k, v, eta, log_decay), *optional
+
+
+def _save_memory(ctx, inputs, output):
+    *tensors, ctx.rule, ctx.keep_final = inputs
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*tensors, output[1])
+
+
+def _memory_gradients(ctx, d_o, d_states, d_final):
+    *inputs, states = ctx.saved_tensors
+    v, erase, initial_state = inputs[2], inputs[5], inputs[9]
+    d_o = torch.zeros_like(v) if d_o is None else d_o
+    d_final = d_final if ctx.keep_final else None
+    *gradients, d_erase, d_initial = torch.ops.ssmn.memory_backward(*inputs, ctx.rule, states, d_o, d_final)
+    d_erase = None if erase is None else d_erase
+    return *gradients, d_erase, None, None, None, None if initial_state is None else d_initial, None, None
+
+
+_memory.register_autograd(_memory_gradients, setup_context=_save_memory)
 
 
 @torch.library.custom_op("ssmn::memory_write", mutates_args=())
