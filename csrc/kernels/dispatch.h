@@ -21,6 +21,8 @@ struct Kernels {
     decltype(&ssmn_memory_read_backward) memory_read_backward;
     decltype(&ssmn_banded_attention) banded_attention;
     decltype(&ssmn_banded_attention_backward) banded_attention_backward;
+    decltype(&ssmn_matrix_product) matrix_product;
+    decltype(&ssmn_engine_run) engine_run;
 };
 
 // The kernels in use.

@@ -144,3 +144,19 @@ extern "C" int32_t ssmn_banded_attention_backward(
     return kernels().banded_attention_backward(
         sizes, q, k, v, lo, hi, sinks, scale, o, lse, d_o, d_lse, d_q, d_k, d_v, d_sinks, threads);
 }
+
+extern "C" int32_t ssmn_matrix_product(
+    int64_t format,
+    int64_t rows,
+    int64_t columns,
+    const void* packed,
+    int64_t count,
+    const float* x,
+    float* y,
+    int32_t threads) {
+    return kernels().matrix_product(format, rows, columns, packed, count, x, y, threads);
+}
+
+extern "C" int32_t ssmn_engine_run(ssmn_engine* engine, const ssmn_engine_call* call) {
+    return kernels().engine_run(engine, call);
+}

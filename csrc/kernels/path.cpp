@@ -7,8 +7,11 @@ namespace ssmn {
 namespace SSMN_PATH {
 
 const Kernels kKernels = {
-    SSMN_PATH_NAME, SSMN_PATH_INSTRUCTIONS, memory_write,     memory_write_backward,
-    memory_read,    memory_read_backward,   banded_attention, banded_attention_backward,
+    SSMN_PATH_NAME,   SSMN_PATH_INSTRUCTIONS,
+    memory_write,     memory_write_backward,
+    memory_read,      memory_read_backward,
+    banded_attention, banded_attention_backward,
+    matrix_product,   engine_run,
 };
 
 }  // namespace SSMN_PATH

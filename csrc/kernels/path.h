@@ -17,6 +17,9 @@ extern decltype(ssmn_memory_read_backward) memory_read_backward;
 extern decltype(ssmn_banded_attention) banded_attention;
 extern decltype(ssmn_banded_attention_backward) banded_attention_backward;
 
+extern decltype(ssmn_matrix_product) matrix_product;
+extern decltype(ssmn_engine_run) engine_run;
+
 }  // namespace SSMN_PATH
 }  // namespace ssmn
 
