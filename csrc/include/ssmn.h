@@ -340,7 +340,7 @@ typedef struct ssmn_engine {
     int64_t pairs_same;  /* keys from the same vector, not the previous one */
     int64_t chat_rounds;
     int64_t inner_width; /* of the feed-forward */
-    int64_t format;      /* of the large matrices */
+    int64_t format;      /* of the large matrices; of a memory's SSMN_INT8 if this is SSMN_INT4 */
     int64_t chunk;       /* rows that are computed at once: streams times steps */
     int64_t threads;
     float norm_epsilon;

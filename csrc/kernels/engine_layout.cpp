@@ -33,13 +33,15 @@ class Layout {
 void place_layer(const ssmn_engine& engine, Layout& layout, ssmn_engine_layer& layer) {
     const int64_t D = engine.width, wide = padded(D), H = engine.memory_heads, format = engine.format;
     const int64_t plastic = layer.plastic;
+    // What is read from a memory has to point back at what was stored: 4 bits cost most here and save least.
+    const int64_t mixer_format = plastic != 0 && format == SSMN_INT4 ? static_cast<int64_t>(SSMN_INT8) : format;
     layer = {};
     layer.plastic = plastic;
     layer.mixer_norm = layout.floats(D);
     layer.ffn_norm = layout.floats(D);
     if (plastic != 0) {
-        layer.input = layout.matrix(format, 3 * wide, D);
-        layer.key = layout.matrix(format, wide, D);
+        layer.input = layout.matrix(mixer_format, 3 * wide, D);
+        layer.key = layout.matrix(mixer_format, wide, D);
         layer.gate = layout.matrix(SSMN_FLOAT32, gate_rows(engine), D);
         layer.key_gate = layout.matrix(SSMN_FLOAT32, engine.has_erasure ? 2 * H : H, D);
         layer.gate_bias = layout.floats(D);
@@ -54,7 +56,7 @@ void place_layer(const ssmn_engine& engine, Layout& layout, ssmn_engine_layer& l
         layer.input = layout.matrix(format, wide + 2 * kv, D);
         layer.sinks = engine.has_sinks ? layout.floats(engine.query_heads) : 0;
     }
-    layer.output = layout.matrix(format, D, D);
+    layer.output = layout.matrix(mixer_format, D, D);
     layer.expand = layout.matrix(format, 2 * padded(engine.inner_width), D);
     layer.contract = layout.matrix(format, D, engine.inner_width);
 }
@@ -95,34 +97,39 @@ float from_upper_half(uint16_t half) {
     return x;
 }
 
-float code_of(float x, float inverse, float low, float high) {
-    return std::min(std::max(std::nearbyint(x * inverse), low), high);
+// The nearest whole number in [low, high]; |x| is far below 2^22. Adding 1.5 * 2^23 rounds.
+inline float code_of(float x, float low, float high) {
+    const float rounded = (x + 12582912.0f) - 12582912.0f;
+    const float bounded = rounded < low ? low : rounded;
+    return bounded > high ? high : bounded;
 }
 
-// The scale that loses least of a group. For 4 bits the extreme codes matter: of a range of candidates around
-// largest / 8, and of either sign since -8 has no counterpart, the one with the least squared error.
+// The scale that loses least of a group. For 4 bits a range of scales is tried, of either sign since -8 has no
+// counterpart. The codes c that one gives have their best scale (w.c) / (c.c), which leaves the squared error
+// w.w - (w.c)^2 / (c.c).
 float best_scale(int64_t format, const float* group) {
     float largest = 0.0f;
     for (int64_t c = 0; c < kGroup; ++c) largest = std::max(largest, std::abs(group[c]));
-    if (!(largest > 0.0f)) return 0.0f;
+    if (largest == 0.0f) return 0.0f;
     if (format == SSMN_INT8) return bfloat16_at_least(largest / 127.0f);
-    float best = 0.0f, least = INFINITY;
-    for (int step = -10; step <= 10; ++step)
-        for (const float sign : {1.0f, -1.0f}) {
-            const float scale = nearest_bfloat16(sign * largest / (8.0f + 0.15f * static_cast<float>(step)));
-            if (scale == 0.0f) continue;
-            const float inverse = 1.0f / scale;
-            float error = 0.0f;
-            for (int64_t c = 0; c < kGroup; ++c) {
-                const float off = group[c] - scale * code_of(group[c], inverse, -8.0f, 7.0f);
-                error += off * off;
-            }
-            if (error < least) {
-                least = error;
-                best = scale;
+    float best = 0.0f, most = 0.0f;
+    for (float steps = 5.5f; steps < 9.6f; steps += 0.25f)
+        for (const float inverse : {steps / largest, -steps / largest}) {
+            float across[4] = {}, square[4] = {};
+            for (int64_t c = 0; c < kGroup; c += 4)
+                for (int64_t l = 0; l < 4; ++l) {
+                    const float code = code_of(group[c + l] * inverse, -8.0f, 7.0f);
+                    across[l] += group[c + l] * code;
+                    square[l] += code * code;
+                }
+            const float wc = (across[0] + across[1]) + (across[2] + across[3]);
+            const float cc = (square[0] + square[1]) + (square[2] + square[3]);
+            if (cc > 0.0f && wc * wc > most * cc) {
+                most = wc * wc / cc;
+                best = wc / cc;
             }
         }
-    return best;
+    return nearest_bfloat16(best);
 }
 
 // Where a code lies in its group: the byte, and whether in its upper half (4 bits).
@@ -147,7 +154,7 @@ void pack_quantised_row(int64_t format, int64_t columns, const float* weights, i
         const float scale = best_scale(format, group), inverse = scale == 0.0f ? 0.0f : 1.0f / scale;
         uint8_t* codes = panel + g * code_bytes(format);
         for (int64_t c = 0; c < kGroup; ++c) {
-            const int code = static_cast<int>(code_of(group[c], inverse, low, high));
+            const int code = static_cast<int>(code_of(group[c] * inverse, low, high));
             const Place at = place_of(format, row, c);
             if (format == SSMN_INT8) {
                 codes[at.byte] = static_cast<uint8_t>(code);

@@ -329,9 +329,9 @@ class Engine:
         """X as an array of numbers of the right kind."""
         if self._is_text:
             array = np.asarray(x)
-            if array.dtype not in (np.int64, np.int32) and not (array.size == 0 and not isinstance(x, np.ndarray)):
+            if array.dtype.kind not in "iu" and (array.size or isinstance(x, np.ndarray)):
                 came = array.dtype if array.dtype != object else type(x).__name__
-                raise DtypeError(f"{owner}: the tokens are {came}; wanted int64 or int32 token numbers.")
+                raise DtypeError(f"{owner}: the tokens are {came}; wanted whole numbers, as a tokenizer gives them.")
             return array
         if not isinstance(x, np.ndarray) or x.dtype != np.float32:
             came = f"an array of {x.dtype}" if isinstance(x, np.ndarray) else type(x).__name__
