@@ -36,7 +36,14 @@
 extern "C" {
 #endif
 
-enum { SSMN_OK = 0, SSMN_OUT_OF_MEMORY = 1, SSMN_UNKNOWN_PATH = 2 };
+enum {
+    SSMN_OK = 0,
+    SSMN_OUT_OF_MEMORY = 1,
+    SSMN_UNKNOWN_PATH = 2,
+    SSMN_BUSY = 3,
+    SSMN_NOT_FINITE = 4,
+    SSMN_UNKNOWN_TOKEN = 5
+};
 
 /* The library's version, which is the package's. */
 SSMN_API const char* ssmn_version(void);
@@ -328,6 +335,167 @@ SSMN_API int32_t ssmn_window_attention_backward(
     float* d_ring_values,
     float* d_sinks,
     int32_t threads);
+
+/*
+ * The stream engine: a whole model in one arena, and any number of streams that it steps in place.
+ *
+ * The caller fills the first part of an ssmn_engine and of its layers, calls ssmn_engine_layout, allocates the arena
+ * and the streams (both zeroed, the arena aligned to 64 bytes), packs the weights and calls ssmn_engine_run. Nothing
+ * has to be freed but what the caller allocated. Fresh streams are all zeros at position 0.
+ *
+ * Matrices are stored in panels of 16 rows; a format is one of
+ *
+ *     SSMN_FLOAT32, SSMN_BFLOAT16    as they are; sums in float32
+ *     SSMN_INT8                      scale * code, codes -127 .. 127, a bfloat16 scale per row and 32 columns
+ *     SSMN_INT4                      the same with codes -8 .. 7
+ *
+ * With the last two, inputs are rounded to int8 with a float32 scale per 32 columns, and the dot products of 32 codes
+ * are exact integers. A row's result does not depend on what else is computed in the same call.
+ *
+ * A part of a matrix (q, k and v of one layer, say) begins at a multiple of 16 rows.
+ */
+enum { SSMN_FLOAT32 = 0, SSMN_BFLOAT16 = 1, SSMN_INT8 = 2, SSMN_INT4 = 3 };
+
+typedef struct ssmn_matrix {
+    int64_t rows;
+    int64_t columns;
+    int64_t format;
+    int64_t offset; /* bytes from the start of the arena */
+} ssmn_matrix;
+
+/* Bytes of a matrix of this size. */
+SSMN_API int64_t ssmn_matrix_bytes(int64_t format, int64_t rows, int64_t columns);
+
+/* Packs weights [rows, columns], rounding them to the nearest that the format has, into the panels first_panel,
+ * first_panel + panel_step, ... of the matrix that begins at `packed`. */
+SSMN_API void ssmn_matrix_pack(
+    int64_t format,
+    int64_t rows,
+    int64_t columns,
+    const float* weights,
+    int64_t first_panel,
+    int64_t panel_step,
+    void* packed);
+
+/* What the packed matrix holds, as floats [rows, columns]. */
+SSMN_API void ssmn_matrix_unpack(int64_t format, int64_t rows, int64_t columns, const void* packed, float* weights);
+
+/* y [count, rows] = x [count, columns] times the transposed matrix. */
+SSMN_API int32_t ssmn_matrix_product(
+    int64_t format,
+    int64_t rows,
+    int64_t columns,
+    const void* packed,
+    int64_t count,
+    const float* x,
+    float* y,
+    int32_t threads);
+
+/* Offsets are bytes from the start of the arena; vectors are float unless said. D is the model's width, H the number
+ * of memory heads, R the chat's rounds. A matrix without rows is absent, and so is an offset of 0. */
+typedef struct ssmn_engine_layer {
+    int64_t plastic; /* by the caller: 0 = window attention, 1 = synaptic memory */
+    /* By ssmn_engine_layout: */
+    ssmn_matrix input;    /* q, k, v of the attention; q, v, gate of the memory */
+    ssmn_matrix key;      /* k of the memory */
+    ssmn_matrix gate;     /* importance, erasure (rule erase), decay, mix (chat): float32, parts not padded */
+    ssmn_matrix key_gate; /* importance, erasure of the previous vector: the same */
+    ssmn_matrix output;
+    ssmn_matrix expand; /* the feed-forward's gate and up, panel by panel in turn */
+    ssmn_matrix contract;
+    int64_t mixer_norm;      /* [D] */
+    int64_t ffn_norm;        /* [D] */
+    int64_t sinks;           /* [Hq] */
+    int64_t gate_bias;       /* [D] */
+    int64_t importance_bias; /* [H] */
+    int64_t erasure_bias;    /* [H] */
+    int64_t decay_rate;      /* [H] -log(1 - lambda) */
+    int64_t read_norm;       /* [K] */
+    int64_t chat_keep;       /* [R] */
+    int64_t chat_add;        /* [R] */
+    /* Where the layer's state begins in a stream, in floats. Attention: keys [Hkv, ring / 16, D, 16], then values
+     * [Hkv, ring, D16], position p in slot p % ring. Memory: S [H, K, V16], then the previous vector [D].
+     * D16 and V16 are the widths rounded up to a multiple of 16. */
+    int64_t state;
+} ssmn_engine_layer;
+
+/* How a stream learns. A negative number means what the model has. */
+typedef struct ssmn_engine_learning {
+    float eta_scale;
+    float decay_scale;
+    float plasticity_eta;
+    float decay_rate; /* -log(1 - lambda) */
+    float write_threshold;
+    int32_t frozen;
+} ssmn_engine_learning;
+
+typedef struct ssmn_engine {
+    /* By the caller before ssmn_engine_layout: */
+    int64_t is_text;
+    int64_t has_encoder;
+    int64_t is_tied; /* output = input */
+    int64_t inputs;  /* width of the input, or number of tokens */
+    int64_t outputs; /* width of the output, or number of tokens */
+    int64_t width;   /* D */
+    int64_t layer_count;
+    int64_t query_heads;
+    int64_t key_heads;
+    int64_t window;
+    int64_t has_rotary;
+    int64_t has_sinks;
+    int64_t memory_heads;
+    int64_t has_erasure; /* rule erase */
+    int64_t is_hebbian;  /* rule hebbian; neither: delta */
+    int64_t pairs_same;  /* keys from the same vector, not the previous one */
+    int64_t chat_rounds;
+    int64_t inner_width; /* of the feed-forward */
+    int64_t format;      /* of the large matrices; of a memory's SSMN_INT8 if this is SSMN_INT4 */
+    int64_t chunk;       /* rows that are computed at once: streams times steps */
+    int64_t threads;
+    float norm_epsilon;
+    float plasticity_eta;
+    float write_threshold;
+    float read_floor; /* share of the write strength below which a read is faded */
+    float chat_epsilon;
+    ssmn_engine_layer* layers;
+    /* By ssmn_engine_layout: */
+    ssmn_matrix input;  /* [D, inputs] float32, or the embeddings [inputs, D] */
+    ssmn_matrix output; /* [outputs, D]; of vectors float32 */
+    ssmn_matrix encoder_expand;
+    ssmn_matrix encoder_contract;
+    int64_t input_bias;  /* [D] */
+    int64_t output_bias; /* [outputs] */
+    int64_t norm;        /* [D] */
+    int64_t frequencies; /* [head width / 2] double */
+    int64_t workspace;
+    int64_t arena_bytes;
+    int64_t ring;  /* slots of the window, a multiple of 16 */
+    int64_t front; /* the encoder's state in a stream, in floats: [3, D], oldest first */
+    int64_t stream_floats;
+    /* By the caller afterwards: */
+    void* arena;
+    float* streams;                       /* [capacity, stream_floats] */
+    int64_t* positions;                   /* [capacity] */
+    const ssmn_engine_learning* learning; /* [capacity] */
+    int32_t busy;                         /* 0; set while a call runs */
+} ssmn_engine;
+
+/* Fills in where everything lies and how large it is. */
+SSMN_API void ssmn_engine_layout(ssmn_engine* engine);
+
+typedef struct ssmn_engine_call {
+    int64_t streams;      /* n, how many take part */
+    int64_t steps;        /* T */
+    const int64_t* which; /* [n] their numbers, each at most once */
+    const void* x;        /* [T, n, inputs] float, or [T, n] int64 token numbers */
+    const float* elapsed; /* [T, n] time since the step before, or NULL for ones */
+    float* y;             /* out [T, n, outputs], or [n, outputs] if last_only */
+    int64_t last_only;
+} ssmn_engine_call;
+
+/* Reads the next T steps of n streams. SSMN_BUSY: another call is running on this engine. SSMN_NOT_FINITE,
+ * SSMN_UNKNOWN_TOKEN: x has NaN, an infinity, or no token. After these nothing has changed. */
+SSMN_API int32_t ssmn_engine_run(ssmn_engine* engine, const ssmn_engine_call* call);
 
 #ifdef __cplusplus
 }

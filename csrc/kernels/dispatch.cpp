@@ -45,7 +45,9 @@ struct Paths {
                         __builtin_cpu_supports("avx512vl");
         const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                         __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c");
-        *next++ = {&avx512_bf16::kKernels, v4 && v3 && __builtin_cpu_supports("avx512bf16")};
+        *next++ = {
+            &avx512_bf16::kKernels,
+            v4 && v3 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni")};
         *next++ = {&avx512::kKernels, v4 && v3};
         *next++ = {&avx2::kKernels, v3};
         *next++ = {&x86_64_v2::kKernels, __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("popcnt")};

@@ -24,6 +24,8 @@ struct Kernels {
     decltype(&ssmn_memory_read_backward) memory_read_backward;
     WindowForwardFunction* window_forward;
     WindowBackwardFunction* window_backward;
+    decltype(&ssmn_matrix_product) matrix_product;
+    decltype(&ssmn_engine_run) engine_run;
 };
 
 // The kernels in use.

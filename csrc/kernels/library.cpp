@@ -159,3 +159,19 @@ extern "C" int32_t ssmn_memory_read_backward(
         sizes, q, k, u, log_keep, begin, initial_state, chunk_states, d_o, d_q, d_k, d_u, d_log_keep, d_initial_state,
         d_chunk_states, threads);
 }
+
+extern "C" int32_t ssmn_matrix_product(
+    int64_t format,
+    int64_t rows,
+    int64_t columns,
+    const void* packed,
+    int64_t count,
+    const float* x,
+    float* y,
+    int32_t threads) {
+    return kernels().matrix_product(format, rows, columns, packed, count, x, y, threads);
+}
+
+extern "C" int32_t ssmn_engine_run(ssmn_engine* engine, const ssmn_engine_call* call) {
+    return kernels().engine_run(engine, call);
+}

@@ -17,6 +17,8 @@ const Kernels kKernels = {
     memory_read_backward,
     window_forward,
     window_backward,
+    matrix_product,
+    engine_run,
 };
 
 }  // namespace SSMN_PATH

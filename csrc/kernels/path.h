@@ -19,6 +19,9 @@ extern decltype(ssmn_memory_read_backward) memory_read_backward;
 extern WindowForwardFunction window_forward;
 extern WindowBackwardFunction window_backward;
 
+extern decltype(ssmn_matrix_product) matrix_product;
+extern decltype(ssmn_engine_run) engine_run;
+
 }  // namespace SSMN_PATH
 }  // namespace ssmn
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ssmn import errors, layers, ops, training
     from ssmn.config import LONG_TERM, SHORT_TERM, Plasticity, SSMNConfig, TextSSMNConfig
+    from ssmn.engine import Engine
     from ssmn.errors import SSMNError
     from ssmn.generation import generate
     from ssmn.models import SSMN, TextSSMN, load_model
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Engine": "ssmn.engine",
     "LONG_TERM": "ssmn.config",
     "Plasticity": "ssmn.config",
     "SHORT_TERM": "ssmn.config",
@@ -41,6 +43,7 @@ __all__ = [
     "LONG_TERM",
     "SHORT_TERM",
     "SSMN",
+    "Engine",
     "Plasticity",
     "SSMNConfig",
     "SSMNError",

@@ -20,6 +20,12 @@ _LAYER_TYPES: set[str] = {"static", "plastic"}
 
 MAX_MEMORY_HEAD_DIM = 256
 
+READ_FLOOR = 0.2
+"""A read that is short beside this share of the write strength in force is faded, not blown up to unit length."""
+
+THOUGHT_EPS = 1e-2
+"""Epsilon of the norm of the chat's thoughts; a small one would blow up what a faded read left."""
+
 
 def register_layer_type(name: str) -> None:
     """Makes `name` acceptable in `layer_types` (the block table must know how to build it)."""

@@ -19,6 +19,7 @@ import struct
 import time
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
 
@@ -26,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssmn import __version__
-from ssmn.errors import DtypeError, FileError
+from ssmn.errors import DtypeError, FileError, StateError
 
 FileKind = Literal["state", "model", "checkpoint"]
 Tensors = dict[str, NDArray[Any]]
@@ -34,6 +35,9 @@ PathLike = str | os.PathLike[str]
 
 FORMAT_VERSION = 1
 """The version that is written. A new optional field or tensor raises it; all older ones are read."""
+
+WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
+"""What a model's folder holds."""
 
 BFLOAT16 = np.dtype([("bfloat16", "<u2")])
 """Stands for bfloat16, which numpy lacks: `array.view(numpy.uint16)` has the raw bits."""
@@ -158,6 +162,113 @@ def model_fingerprint(config: Mapping[str, Any], tensors: Mapping[str, NDArray[A
     """SHA-256 (hexadecimal) that tells one model's configuration and weights from any other's."""
     portable = {name: _portable(name, array) for name, array in tensors.items()}
     return digest({"config": json.dumps(config, sort_keys=True)}, portable)
+
+
+def read_config(folder: PathLike) -> dict[str, Any]:
+    """The contents of a model folder's `config.json`.
+
+    Raises:
+        FileError: There is none, or it is not a JSON object.
+    """
+    path = Path(folder) / CONFIG_FILE
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FileError(
+            f"{folder}: no {CONFIG_FILE}; wanted a folder written by save_pretrained or `ssmn train`."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path}: cannot be read as JSON ({error}).") from error
+    if not isinstance(values, dict):
+        raise FileError(f"{path}: holds {type(values).__name__}; wanted a JSON object.")
+    return values
+
+
+def load_weights(folder: PathLike, config: Mapping[str, Any]) -> Tensors:
+    """The weights of a model's folder, which must have been saved with this configuration.
+
+    Raises:
+        FileError: The file is missing or damaged, or its configuration is another one.
+    """
+    saved, arrays = load_model_file(Path(folder) / WEIGHTS_FILE)
+    if saved is not None and saved != config:
+        changed = min(key for key in saved.keys() | config.keys() if saved.get(key) != config.get(key))
+        raise FileError(
+            f"{Path(folder) / CONFIG_FILE}: {changed} is {config.get(changed)!r}, but the weights were saved "
+            f"with {saved.get(changed)!r}; restore it, or build a model of your own and use load_state_dict."
+        )
+    return arrays
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The model that a state comes from, as its file names it."""
+
+    fingerprint: str
+    config: dict[str, Any]
+
+    def require(self, owner: str, other: Origin, names: tuple[str, str], way_out: str) -> None:
+        """Raises a StateError with the first difference unless both are the same model."""
+        if self.fingerprint == other.fingerprint:
+            return
+        difference = first_difference(self.config, other.config, "config")
+        if difference is not None:
+            where, mine, theirs = difference
+            what = f"{where} is {mine} in {names[0]} but {theirs} in {names[1]}"
+        else:
+            what = (
+                f"the configs are equal but the weights are not: fingerprint {self.fingerprint[:12]}... in {names[0]}, "
+                f"{other.fingerprint[:12]}... in {names[1]}"
+            )
+        raise StateError(f"{owner}: {what}; {way_out}.")
+
+
+def first_difference(mine: Any, theirs: Any, where: str) -> tuple[str, Any, Any] | None:
+    """Path and both values of the first place where two JSON values differ; None if they are equal."""
+    if isinstance(mine, dict) and isinstance(theirs, dict):
+        # The kind first: of two kinds of model it says more than a setting that only one of them has.
+        for key in sorted(mine.keys() | theirs.keys(), key=lambda key: (key != "kind", key)):
+            if key not in mine or key not in theirs:
+                came, wanted = (repr(side[key]) if key in side else "absent" for side in (mine, theirs))
+                return f"{where}.{key}", came, wanted
+            found = first_difference(mine[key], theirs[key], f"{where}.{key}")
+            if found is not None:
+                return found
+        return None
+    if isinstance(mine, list) and isinstance(theirs, list):
+        if len(mine) != len(theirs):
+            return f"{where} (length)", len(mine), len(theirs)
+        for number, pair in enumerate(zip(mine, theirs, strict=True)):
+            found = first_difference(*pair, f"{where}.{number}")
+            if found is not None:
+                return found
+        return None
+    return None if mine == theirs else (where, repr(mine), repr(theirs))
+
+
+def write_state_arrays(path: PathLike, tensors: Tensors, layout: Mapping[str, Any], origin: Origin) -> None:
+    """Writes a state's tensors, named as in `docs/state-format.md`.
+
+    Raises:
+        StateError: A tensor has values that are not finite.
+        FileError: The file cannot be written.
+    """
+    broken = [name for name, array in tensors.items() if not np.isfinite(array).all()]
+    if broken:
+        raise StateError(
+            f"save: {', '.join(broken)} of the state has NaN or infinite values, which would spoil every later step; "
+            f"roll back to an earlier state. {path} was not written."
+        )
+    dtype = next((str(array.dtype) for array in tensors.values() if array.dtype.kind == "f"), "float32")
+    header = {
+        "kind": "state",
+        "layout": layout,
+        "position": tensors["position"].tolist(),
+        "dtype": dtype,
+        "fingerprint": origin.fingerprint,
+        "config": origin.config,
+    }
+    write_file(path, tensors, header)
 
 
 def digest(metadata: Mapping[str, str], tensors: Mapping[str, NDArray[Any]]) -> str:

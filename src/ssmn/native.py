@@ -32,6 +32,9 @@ _FILE_NAME = {"win32": "ssmn.dll", "darwin": "libssmn.dylib"}.get(sys.platform, 
 _REINSTALL = "reinstall from the source folder: pip install --force-reinstall --no-deps --no-cache-dir ."
 _OK, _OUT_OF_MEMORY = 0, 1
 
+ENGINE_BUSY, NOT_FINITE, UNKNOWN_TOKEN = 3, 4, 5
+"""What `ssmn_engine_run` returns when it refuses."""
+
 
 class MemorySizes(Structure):
     """`ssmn_memory_sizes`."""
@@ -56,6 +59,59 @@ class WindowSizes(Structure):
     ]
 
 
+class Matrix(Structure):
+    """`ssmn_matrix`."""
+
+    _fields_ = [(name, c_int64) for name in ("rows", "columns", "format", "offset")]
+
+
+class EngineLayer(Structure):
+    """`ssmn_engine_layer`."""
+
+    _fields_ = [
+        ("plastic", c_int64),
+        *[(name, Matrix) for name in ("input", "key", "gate", "key_gate", "output", "expand", "contract")],
+        *[(name, c_int64) for name in (
+            "mixer_norm", "ffn_norm", "sinks", "gate_bias", "importance_bias", "erasure_bias", "decay_rate",
+            "read_norm", "chat_keep", "chat_add", "state",
+        )],
+    ]  # fmt: skip
+
+
+class EngineSizes(Structure):
+    """`ssmn_engine`."""
+
+    _fields_ = [
+        *[(name, c_int64) for name in (
+            "is_text", "has_encoder", "is_tied", "inputs", "outputs", "width", "layer_count", "query_heads",
+            "key_heads", "window", "has_rotary", "has_sinks", "memory_heads", "has_erasure", "is_hebbian",
+            "pairs_same", "chat_rounds", "inner_width", "format", "chunk", "threads",
+        )],
+        *[(name, c_float) for name in (
+            "norm_epsilon", "plasticity_eta", "write_threshold", "read_floor", "chat_epsilon",
+        )],
+        ("layers", POINTER(EngineLayer)),
+        *[(name, Matrix) for name in ("input", "output", "encoder_expand", "encoder_contract")],
+        *[(name, c_int64) for name in (
+            "input_bias", "output_bias", "norm", "frequencies", "workspace", "arena_bytes", "ring", "front",
+            "stream_floats",
+        )],
+        *[(name, c_void_p) for name in ("arena", "streams", "positions", "learning")],
+        ("busy", c_int32),
+    ]  # fmt: skip
+
+
+class EngineCall(Structure):
+    """`ssmn_engine_call`."""
+
+    _fields_ = [
+        ("streams", c_int64),
+        ("steps", c_int64),
+        *[(name, c_void_p) for name in ("which", "x", "elapsed", "y")],
+        ("last_only", c_int64),
+    ]
+
+
 def _pointers(count: int) -> list[type]:
     return [c_void_p] * count
 
@@ -73,7 +129,17 @@ _KERNELS: dict[str, list[type]] = {
     "ssmn_window_attention_backward": [
         POINTER(WindowSizes), c_int32, *_pointers(10), c_float, c_double, *_pointers(11), c_int32
     ],
+    "ssmn_matrix_product": [c_int64, c_int64, c_int64, c_void_p, c_int64, *_pointers(2), c_int32],
+    "ssmn_engine_run": [POINTER(EngineSizes), POINTER(EngineCall)],
 }  # fmt: skip
+
+_LAYOUT: dict[str, tuple[list[type], type | None]] = {
+    "ssmn_matrix_bytes": ([c_int64] * 3, c_int64),
+    "ssmn_matrix_pack": ([c_int64, c_int64, c_int64, c_void_p, c_int64, c_int64, c_void_p], None),
+    "ssmn_matrix_unpack": ([c_int64, c_int64, c_int64, *_pointers(2)], None),
+    "ssmn_engine_layout": ([POINTER(EngineSizes)], None),
+}
+"""Functions that cannot fail, and what they return."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +221,9 @@ def load(package_folders: Iterable[Path]) -> tuple[ctypes.CDLL | None, NativeSta
         for name, argument_types in _KERNELS.items():
             getattr(loaded, name).argtypes = argument_types
             getattr(loaded, name).restype = c_int32
+        for name, (argument_types, result_type) in _LAYOUT.items():
+            getattr(loaded, name).argtypes = argument_types
+            getattr(loaded, name).restype = result_type
     except (OSError, AttributeError) as error:
         return None, NativeStatus(False, f"{path} cannot be loaded ({error}); {_REINSTALL}", path)
     if (version, *steps) != (ssmn.__version__, CHUNK, MEMORY_WINDOW):

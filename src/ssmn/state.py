@@ -19,7 +19,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssmn.errors import DtypeError, FileError, RangeError, ShapeError, StateError
-from ssmn.files import BFLOAT16, PathLike, model_fingerprint, read_file, write_file
+from ssmn.files import (
+    BFLOAT16,
+    Origin,
+    PathLike,
+    first_difference,
+    model_fingerprint,
+    read_file,
+    write_state_arrays,
+)
 
 StateT = TypeVar("StateT", bound="State")
 StateClass = TypeVar("StateClass", bound="type[State]")
@@ -332,7 +340,7 @@ class StreamState(State):
             FileError: The file cannot be written.
         """
         _require_fit("save", self, model, "the state")
-        write_state_file(path, self, Origin.of(model))
+        write_state_file(path, self, origin_of(model))
 
     @classmethod
     def load(cls, path: PathLike, model: StatefulModel | None = None, allow_other_weights: bool = False) -> StreamState:
@@ -355,37 +363,14 @@ class StreamState(State):
             return state
         if not allow_other_weights:
             way_out = "use the model that the state was saved with, or pass allow_other_weights=True"
-            origin.require("load", Origin.of(model), names=(str(path), "the model"), way_out=way_out)
+            origin.require("load", origin_of(model), names=(str(path), "the model"), way_out=way_out)
         return state.to(_require_fit("load", state, model, str(path)).position.device)
 
 
-@dataclass(frozen=True)
-class Origin:
-    """The model that a state comes from, as its file names it."""
-
-    fingerprint: str
-    config: dict[str, Any]
-
-    @classmethod
-    def of(cls, model: StatefulModel) -> Origin:
-        """The origin of states that `model` makes now, with its present weights."""
-        # Through JSON, so that it compares equal to what a file gives back.
-        return cls(fingerprint(model), json.loads(json.dumps(model.config.to_dict())))
-
-    def require(self, owner: str, other: Origin, names: tuple[str, str], way_out: str) -> None:
-        """Raises a StateError with the first difference unless both are the same model."""
-        if self.fingerprint == other.fingerprint:
-            return
-        difference = _first_difference(self.config, other.config, "config")
-        if difference is not None:
-            where, mine, theirs = difference
-            what = f"{where} is {mine} in {names[0]} but {theirs} in {names[1]}"
-        else:
-            what = (
-                f"the configs are equal but the weights are not: fingerprint {self.fingerprint[:12]}... in {names[0]}, "
-                f"{other.fingerprint[:12]}... in {names[1]}"
-            )
-        raise StateError(f"{owner}: {what}; {way_out}.")
+def origin_of(model: StatefulModel) -> Origin:
+    """The origin of states that `model` makes now, with its present weights."""
+    # Through JSON, so that it compares equal to what a file gives back.
+    return Origin(fingerprint(model), json.loads(json.dumps(model.config.to_dict())))
 
 
 def fingerprint(model: StatefulModel) -> str:
@@ -404,22 +389,27 @@ def write_state_file(path: PathLike, state: StreamState, origin: Origin) -> None
         StateError: A tensor has values that are not finite.
         FileError: The file cannot be written.
     """
-    tensors = state.named_tensors()
-    broken = _not_finite(tensors)
-    if broken:
-        raise StateError(
-            f"save: {', '.join(broken)} of the state has NaN or infinite values, which would spoil every later step; "
-            f"roll back to an earlier state. {path} was not written."
-        )
-    header = {
-        "kind": "state",
-        "layout": _layout(state),
-        "position": state.position.tolist(),
-        "dtype": _short(next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32)),
-        "fingerprint": origin.fingerprint,
-        "config": origin.config,
-    }
-    write_file(path, {name: to_numpy(tensor) for name, tensor in tensors.items()}, header)
+    tensors = {name: to_numpy(tensor) for name, tensor in state.named_tensors().items()}
+    write_state_arrays(path, tensors, _layout(state), origin)
+
+
+def state_from_arrays(arrays: Mapping[str, NDArray[Any]], layout: Mapping[str, Any]) -> StreamState:
+    """A state from sound tensors, named as in a state file, and the kinds of its parts."""
+
+    def part(prefix: str, kind: str | None) -> State | None:
+        if kind is None:
+            return None
+        cls = _KINDS[kind]
+        return cls(**{name: from_numpy(arrays[f"{prefix}.{name}"]) for name in cls.specs})
+
+    return StreamState(
+        front=part("front", layout["front"]),
+        layers=tuple(
+            typing.cast("State", part(f"layers.{number}", kind)) for number, kind in enumerate(layout["layers"])
+        ),
+        head=part("head", layout["head"]),
+        position=from_numpy(arrays["position"]),
+    )
 
 
 def read_state_file(path: PathLike) -> tuple[StreamState, Origin]:
@@ -535,7 +525,7 @@ def require_same_layout(
 
     if not isinstance(first, State) or not isinstance(second, State):
         raise refuse("the type is", type(first).__name__, type(second).__name__)
-    difference = _first_difference(_layout(first), _layout(second), "state")
+    difference = first_difference(_layout(first), _layout(second), "state")
     if difference is not None:
         raise refuse(f"{difference[0]} is", difference[1], difference[2])
     mine, theirs = first.named_tensors(), second.named_tensors()
@@ -592,29 +582,6 @@ def _is_layout(layout: Any) -> bool:
         and all(isinstance(kind, str) for kind in layout["layers"])
         and all(kind is None or isinstance(kind, str) for kind in (layout["front"], layout["head"]))
     )
-
-
-def _first_difference(mine: Any, theirs: Any, where: str) -> tuple[str, Any, Any] | None:
-    """Path and both values of the first place where two JSON values differ; None if they are equal."""
-    if isinstance(mine, dict) and isinstance(theirs, dict):
-        # The kind first: of two kinds of model it says more than a setting that only one of them has.
-        for key in sorted(mine.keys() | theirs.keys(), key=lambda key: (key != "kind", key)):
-            if key not in mine or key not in theirs:
-                came, wanted = (repr(side[key]) if key in side else "absent" for side in (mine, theirs))
-                return f"{where}.{key}", came, wanted
-            found = _first_difference(mine[key], theirs[key], f"{where}.{key}")
-            if found is not None:
-                return found
-        return None
-    if isinstance(mine, list) and isinstance(theirs, list):
-        if len(mine) != len(theirs):
-            return f"{where} (length)", len(mine), len(theirs)
-        for number, pair in enumerate(zip(mine, theirs, strict=True)):
-            found = _first_difference(*pair, f"{where}.{number}")
-            if found is not None:
-                return found
-        return None
-    return None if mine == theirs else (where, repr(mine), repr(theirs))
 
 
 def _check_tensor(path: PathLike, name: str, tensor: Tensor, spec: FieldSpec, letters: dict[str, int]) -> None:

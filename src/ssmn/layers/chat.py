@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ssmn.config import THOUGHT_EPS
+
 
 class InternalRecurrentChat(nn.Module):
     """R further reads of one written memory, which answer questions of R + 1 hops.
@@ -21,7 +23,7 @@ class InternalRecurrentChat(nn.Module):
         eps: Epsilon of the norm; a small one would blow up what a faded read left.
     """
 
-    def __init__(self, hidden_dim: int, rounds: int, eps: float = 1e-2) -> None:
+    def __init__(self, hidden_dim: int, rounds: int, eps: float = THOUGHT_EPS) -> None:
         super().__init__()
         self.rounds, self.eps = rounds, eps
         self.keep = nn.Parameter(torch.full((rounds,), 0.5))

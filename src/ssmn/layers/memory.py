@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ssmn import ops
-from ssmn.config import Initialisation, Pairing, Plasticity, UpdateRule, default_decay_lambda
+from ssmn.config import READ_FLOOR, Initialisation, Pairing, Plasticity, UpdateRule, default_decay_lambda
 from ssmn.layers.chat import InternalRecurrentChat
 from ssmn.layers.checks import check_hidden, check_learning, check_setting, check_state, check_streams
 from ssmn.layers.gates import DEFAULT, DecayGate, ImportanceGate, setting
@@ -19,9 +19,6 @@ from ssmn.state import PlasticState
 
 UNIT_EPS = 1e-12
 """Keeps the length of a key or query of zeros finite."""
-
-READ_FLOOR = 0.2
-"""A read that is short beside this share of the write strength in force is faded, not blown up to unit length."""
 
 
 class SynapticMemory(nn.Module):

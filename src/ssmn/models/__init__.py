@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ssmn.config import config_from_dict
-from ssmn.models.stack import Stack, read_config
+from ssmn.files import read_config
+from ssmn.models.stack import Stack
 from ssmn.models.standard import SSMN
 from ssmn.models.text import TextSSMN
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ssmn.config import Plasticity, StackConfig
 from ssmn.errors import ConfigError, DtypeError, FileError, RangeError, StateError
-from ssmn.files import atomic_write, load_model_file, save_model_file
+from ssmn.files import CONFIG_FILE, WEIGHTS_FILE, atomic_write, load_weights, read_config, save_model_file
 from ssmn.layers.attention import SlidingWindowAttention
 from ssmn.layers.blocks import Block, build_block
 from ssmn.layers.checks import check_learning, check_streams
@@ -21,8 +21,6 @@ from ssmn.layers.memory import SynapticMemory
 from ssmn.ops.common import shape_text
 from ssmn.ops.segments import count_open
 from ssmn.state import State, StreamState, from_numpy, to_numpy
-
-WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 
 
 class Stack(nn.Module):
@@ -176,13 +174,7 @@ class Stack(nn.Module):
         """
         values, path = read_config(folder), Path(folder) / WEIGHTS_FILE
         model = cls(cls.config_class.from_dict(values))
-        saved, arrays = load_model_file(path)
-        if saved is not None and saved != values:
-            changed = sorted(key for key in saved.keys() | values.keys() if saved.get(key) != values.get(key))
-            raise FileError(
-                f"{Path(folder) / CONFIG_FILE}: {changed[0]} is {values.get(changed[0])!r}, but the weights were saved "
-                f"with {saved.get(changed[0])!r}; restore it, or build a model of your own and use load_state_dict."
-            )
+        arrays = load_weights(folder, values)
         tensors = {name: from_numpy(array) for name, array in arrays.items()}
         wanted = model.state_dict()
         for name in sorted(wanted.keys() | tensors.keys()):
@@ -196,23 +188,3 @@ class Stack(nn.Module):
             raise FileError(f"{path}: holds weights of {came}; wanted one floating dtype.")
         model.to(dtypes.pop()).load_state_dict(tensors)
         return model
-
-
-def read_config(folder: str | Path) -> dict[str, Any]:
-    """The contents of a model folder's `config.json`.
-
-    Raises:
-        FileError: There is none, or it is not a JSON object.
-    """
-    path = Path(folder) / CONFIG_FILE
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise FileError(
-            f"{folder}: no {CONFIG_FILE}; wanted a folder written by save_pretrained or `ssmn train`."
-        ) from error
-    except (OSError, ValueError) as error:
-        raise FileError(f"{path}: cannot be read as JSON ({error}).") from error
-    if not isinstance(values, dict):
-        raise FileError(f"{path}: holds {type(values).__name__}; wanted a JSON object.")
-    return values

@@ -1,0 +1,612 @@
+// A whole model, step by step: every worker of a gang runs the same program and does its share of each phase.
+//
+// Rows are steps of streams, those of one step side by side: row = step * streams + stream. A phase writes nothing that
+// another worker reads before the next barrier, and no sum depends on how the work is shared out.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "engine_attention.h"
+#include "engine_layout.h"
+#include "engine_memory.h"
+#include "engine_product.h"
+#include "path.h"
+#include "pool.h"
+
+namespace ssmn {
+namespace SSMN_PATH {
+namespace {
+
+constexpr float kUnitEpsilon = 1e-12f;
+constexpr float kForgotten = -1000.0f;  // exp of it is zero
+constexpr int64_t kContext = 4;         // tokens that the encoder mixes
+constexpr int64_t kMemoryColumns = 4;   // of 16, that one worker steps at a time
+constexpr int64_t kAttentionSteps = 16;
+
+struct Share {
+    int64_t begin, end;
+};
+
+float softplus(float x) {
+    return x > 20.0f ? x : std::log1p(std::exp(x));
+}
+
+float sigmoid(float x) {
+    return 1.0f / (1.0f + std::exp(-x));
+}
+
+// y = x / sqrt(mean x^2 + epsilon) * weight; weight may be null.
+void normalise(int64_t width, const float* x, float epsilon, const float* weight, float* y) {
+    const float factor = 1.0f / std::sqrt(dot(width, x, x) / static_cast<float>(width) + epsilon);
+    if (weight == nullptr) {
+        for (int64_t i = 0; i < width; ++i) y[i] = x[i] * factor;
+    } else {
+        for (int64_t i = 0; i < width; ++i) y[i] = x[i] * factor * weight[i];
+    }
+}
+
+// To length 1.
+void make_unit(int64_t width, float* x) {
+    scale(width, 1.0f / std::sqrt(dot(width, x, x) + kUnitEpsilon), x);
+}
+
+class Engine {
+  public:
+    Engine(const ssmn_engine& engine, const ssmn_engine_call& call, const Gang& gang, int32_t worker)
+        : e_(engine),
+          call_(call),
+          gang_(gang),
+          worker_(worker),
+          w_(workspace_of(engine, at(engine.workspace))),
+          D_(engine.width),
+          wide_(padded(engine.width)) {}
+
+    void run() {
+        for (int64_t first = 0; first < call_.streams; first += e_.chunk) {
+            first_ = first;
+            n_ = std::min(e_.chunk, call_.streams - first);
+            const int64_t most = e_.chunk / n_;
+            for (step_ = 0; step_ < call_.steps; step_ += t_) {
+                t_ = std::min(most, call_.steps - step_);
+                rows_ = n_ * t_;
+                run_chunk();
+            }
+        }
+    }
+
+  private:
+    const char* at(int64_t offset) const { return static_cast<const char*>(e_.arena) + offset; }
+    const float* floats(int64_t offset) const { return reinterpret_cast<const float*>(at(offset)); }
+    void wait() const { gang_.barrier->wait(); }
+
+    Share share(int64_t count) const {
+        return {count * worker_ / gang_.workers, count * (worker_ + 1) / gang_.workers};
+    }
+
+    // Stream number i of this block, and a row's place in the call's arrays.
+    int64_t stream_of(int64_t i) const { return call_.which[first_ + i]; }
+    float* state_of(int64_t i) const { return e_.streams + stream_of(i) * e_.stream_floats; }
+    int64_t position_of(int64_t row) const { return e_.positions[stream_of(row % n_)] + row / n_; }
+    int64_t place_of(int64_t row) const { return (step_ + row / n_) * call_.streams + first_ + row % n_; }
+    const ssmn_engine_learning& learning_of(int64_t row) const { return e_.learning[stream_of(row % n_)]; }
+
+    // This worker's share of y (+)= W x for the rows [first, first + count).
+    void product(
+        const ssmn_matrix& matrix,
+        const Vectors& x,
+        int64_t first,
+        int64_t count,
+        const Target& target,
+        int64_t panel_count) const {
+        const Share pairs = share((panel_count + 1) / 2);
+        multiply(
+            matrix, at(matrix.offset), x, first, count, pairs.begin * 2, std::min(pairs.end * 2, panel_count), target);
+    }
+
+    void product(const ssmn_matrix& matrix, const Vectors& x, const Target& target) const {
+        product(matrix, x, 0, rows_, target, panels(matrix.rows));
+    }
+
+    void run_chunk() {
+        read_input();
+        for (int64_t i = 0; i < e_.layer_count; ++i) {
+            const ssmn_engine_layer& layer = e_.layers[i];
+            if (layer.plastic != 0) {
+                remember(layer);
+            } else {
+                look(layer);
+            }
+            product(layer.output, w_.mixed, {w_.x, wide_, D_, nullptr, Then::kAdd});
+            wait();
+            feed_forward(layer);
+        }
+        write_output();
+        if (worker_ == 0)
+            for (int64_t i = 0; i < n_; ++i) e_.positions[stream_of(i)] += t_;
+        wait();
+    }
+
+    void read_input() const {
+        const Share rows = share(rows_);
+        for (int64_t row = rows.begin; row < rows.end; ++row) turn(row);
+        if (e_.is_text) {
+            for (int64_t row = rows.begin; row < rows.end; ++row)
+                embed(static_cast<const int64_t*>(call_.x)[place_of(row)], w_.x + row * wide_);
+            wait();
+            if (e_.has_encoder) encode_thoughts();
+            return;
+        }
+        // The input is narrow and in float32: column by column.
+        const float* bias = floats(e_.input_bias);
+        for (int64_t row = rows.begin; row < rows.end; ++row) {
+            Vectors x{};
+            x.width = x.stride = e_.inputs;
+            x.values = const_cast<float*>(static_cast<const float*>(call_.x)) + place_of(row) * e_.inputs;
+            multiply(
+                e_.input, at(e_.input.offset), x, 0, 1, 0, panels(D_),
+                {w_.x + row * wide_, wide_, D_, bias, Then::kStore});
+        }
+        wait();
+    }
+
+    // The rotary angles of a row, in double precision: a stream has no last position.
+    void turn(int64_t row) const {
+        if (!e_.has_rotary) return;
+        const int64_t half = D_ / e_.query_heads / 2;
+        const double* frequencies = reinterpret_cast<const double*>(at(e_.frequencies));
+        const double position = static_cast<double>(position_of(row));
+        for (int64_t i = 0; i < half; ++i) {
+            w_.cosines[row * half + i] = static_cast<float>(std::cos(position * frequencies[i]));
+            w_.sines[row * half + i] = static_cast<float>(std::sin(position * frequencies[i]));
+        }
+    }
+
+    void embed(int64_t token, float* x) const {
+        const ssmn_matrix& m = e_.input;
+        const char* panel = at(m.offset) + token / kPanelRows * panel_bytes(m.format, D_);
+        const int64_t row = token % kPanelRows;
+        if (m.format == SSMN_FLOAT32) {
+            const float* from = reinterpret_cast<const float*>(panel);
+            for (int64_t j = 0; j < D_; ++j) x[j] = from[j * kPanelRows + row];
+        } else if (m.format == SSMN_BFLOAT16) {
+            const uint16_t* from = reinterpret_cast<const uint16_t*>(panel);
+            for (int64_t j = 0; j < D_; ++j) x[j] = widen(from[(j / 2 * kPanelRows + row) * 2 + j % 2]);
+        } else {
+            const int64_t groups = (D_ + kGroup - 1) / kGroup, bytes = code_bytes(m.format);
+            const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel + groups * bytes);
+            const bool four = m.format == SSMN_INT4;
+            for (int64_t j = 0; j < D_; ++j) {
+                const int64_t in_group = j % kGroup, column = four ? in_group % (kGroup / 2) : in_group;
+                const uint8_t byte = panel[j / kGroup * bytes + column / 4 * 64 + row * 4 + column % 4];
+                const int32_t code =
+                    !four ? static_cast<int8_t>(byte) : (in_group == column ? byte & 15 : byte >> 4) - 8;
+                x[j] = widen(scales[j / kGroup * kPanelRows + row]) * static_cast<float>(code);
+            }
+        }
+    }
+
+    // thought = e + W_2 (silu(W_1 c) * W_3 c), c = the embeddings of the last four tokens, newest first.
+    void encode_thoughts() const {
+        const Share rows = share(rows_), streams = share(n_);
+        for (int64_t row = rows.begin; row < rows.end; ++row) {
+            const float* before = state_of(row % n_) + e_.front;
+            float* context = w_.context.values + row * w_.context.stride;
+            for (int64_t age = 0; age < kContext; ++age) {
+                const int64_t step = row / n_ - age;
+                const float* from = step >= 0 ? w_.x + (row - age * n_) * wide_ : before + (kContext - 1 + step) * D_;
+                std::copy_n(from, D_, context + age * D_);
+            }
+            encode(w_.context, row);
+        }
+        wait();
+        for (int64_t i = streams.begin; i < streams.end; ++i) {
+            const float* context = w_.context.values + ((t_ - 1) * n_ + i) * w_.context.stride;
+            for (int64_t age = 0; age < kContext - 1; ++age)
+                std::copy_n(context + age * D_, D_, state_of(i) + e_.front + (kContext - 2 - age) * D_);
+        }
+        product(e_.encoder_expand, w_.context, {w_.thought.values, w_.thought.stride, D_, nullptr, Then::kGate});
+        wait();
+        encode_rows(w_.thought);
+        product(e_.encoder_contract, w_.thought, {w_.x, wide_, D_, nullptr, Then::kAdd});
+        wait();
+    }
+
+    void normalise_rows(int64_t weight, int64_t first = 0) const {
+        const Share rows = share(rows_ - first);
+        for (int64_t row = first + rows.begin; row < first + rows.end; ++row) {
+            normalise(
+                D_, w_.x + row * wide_, e_.norm_epsilon, floats(weight), w_.hidden.values + row * w_.hidden.stride);
+            encode(w_.hidden, row);
+        }
+        wait();
+    }
+
+    void feed_forward(const ssmn_engine_layer& layer) const {
+        normalise_rows(layer.ffn_norm);
+        product(layer.expand, w_.hidden, {w_.inner.values, w_.inner.stride, e_.inner_width, nullptr, Then::kGate});
+        wait();
+        encode_rows(w_.inner);
+        product(layer.contract, w_.inner, {w_.x, wide_, D_, nullptr, Then::kAdd});
+        wait();
+    }
+
+    void encode_rows(const Vectors& x) const {
+        if (x.codes == nullptr) return;
+        const Share rows = share(rows_);
+        for (int64_t row = rows.begin; row < rows.end; ++row) encode(x, row);
+        wait();
+    }
+
+    void write_output() const {
+        int64_t first = 0;
+        if (call_.last_only) {
+            if (step_ + t_ < call_.steps) return;
+            first = (t_ - 1) * n_;
+        }
+        normalise_rows(e_.norm, first);
+        const float* bias = e_.output_bias == 0 ? nullptr : floats(e_.output_bias);
+        // Rows of one step lie side by side in the result, and so do those of several if all streams are in this block.
+        const int64_t together = n_ == call_.streams ? rows_ - first : n_;
+        for (int64_t row = first; row < rows_; row += together) {
+            float* y = call_.y + (call_.last_only ? first_ : place_of(row)) * e_.outputs;
+            product(
+                e_.output, w_.hidden, row, together, {y, e_.outputs, e_.outputs, bias, Then::kStore},
+                panels(e_.outputs));
+        }
+        wait();
+    }
+
+    // Window attention: fills w_.mixed.
+    void look(const ssmn_engine_layer& layer) const {
+        normalise_rows(layer.mixer_norm);
+        product(layer.input, w_.hidden, {w_.parts, w_.part_stride, layer.input.rows, nullptr, Then::kStore});
+        wait();
+        const int64_t heads = e_.key_heads;
+        const float* sinks = layer.sinks == 0 ? nullptr : floats(layer.sinks);
+        if (t_ == 1) {  // a step's own keys are all that it waits for
+            const Share units = share(n_ * heads);
+            for (int64_t unit = units.begin; unit < units.end; ++unit) {
+                store_key(layer, unit / heads, unit % heads);
+                attend_steps(layer, sinks, unit / heads, unit % heads, 0, 1);
+            }
+        } else {
+            const Share rows = share(rows_);
+            for (int64_t row = rows.begin; row < rows.end; ++row)
+                for (int64_t h = 0; h < heads; ++h) store_key(layer, row, h);
+            wait();
+            const int64_t pieces = (t_ + kAttentionSteps - 1) / kAttentionSteps;
+            const Share units = share(n_ * heads * pieces);
+            for (int64_t unit = units.begin; unit < units.end; ++unit) {
+                const int64_t from = unit % pieces * kAttentionSteps, rest = unit / pieces;
+                attend_steps(layer, sinks, rest / heads, rest % heads, from, std::min(t_, from + kAttentionSteps));
+            }
+        }
+        wait();
+        encode_rows(w_.mixed);
+    }
+
+    Ring ring_of(const ssmn_engine_layer& layer, int64_t stream, int64_t key_head) const {
+        const int64_t head = D_ / e_.query_heads, stride = padded(head);
+        float* state = state_of(stream) + layer.state;
+        return {
+            state + key_head * e_.ring * head,
+            state + e_.key_heads * e_.ring * head + key_head * e_.ring * stride,
+            e_.ring,
+            head,
+            stride,
+        };
+    }
+
+    // Rotates one head in place: pairs (i, i + half).
+    void rotate(int64_t row, float* x, float factor) const {
+        const int64_t head = D_ / e_.query_heads, half = head / 2;
+        if (e_.has_rotary) {
+            const float* cosine = w_.cosines + row * half;
+            const float* sine = w_.sines + row * half;
+            for (int64_t i = 0; i < half; ++i) {
+                const float first = x[i], second = x[i + half];
+                x[i] = first * cosine[i] - second * sine[i];
+                x[i + half] = second * cosine[i] + first * sine[i];
+            }
+        }
+        if (factor != 1.0f) scale(head, factor, x);
+    }
+
+    // Rotates the queries and the key of one key head, and puts the key into the ring.
+    void store_key(const ssmn_engine_layer& layer, int64_t row, int64_t key_head) const {
+        const int64_t head = D_ / e_.query_heads, group = e_.query_heads / e_.key_heads;
+        float* line = w_.parts + row * w_.part_stride;
+        const float factor = 1.0f / std::sqrt(static_cast<float>(head));
+        for (int64_t h = key_head * group; h < (key_head + 1) * group; ++h) rotate(row, line + h * head, factor);
+        float* key = line + wide_ + key_head * head;
+        rotate(row, key, 1.0f);
+        ring_of(layer, row % n_, key_head)
+            .put(position_of(row), key, line + wide_ + padded(head * e_.key_heads) + key_head * head);
+    }
+
+    void attend_steps(
+        const ssmn_engine_layer& layer, const float* sinks, int64_t stream, int64_t key_head, int64_t from, int64_t to)
+        const {
+        constexpr int64_t kQueries = 48;
+        const int64_t head = D_ / e_.query_heads, group = e_.query_heads / e_.key_heads;
+        const Ring ring = ring_of(layer, stream, key_head);
+        float* scores = w_.scores + worker_ * w_.score_floats;
+        Query queries[kQueries];
+        int64_t count = 0;
+        for (int64_t step = from; step < to; ++step)
+            for (int64_t h = key_head * group; h < (key_head + 1) * group; ++h) {
+                const int64_t row = step * n_ + stream;
+                queries[count++] = {
+                    w_.parts + row * w_.part_stride + h * head,
+                    w_.mixed.values + row * w_.mixed.stride + h * head,
+                    position_of(row),
+                    sinks == nullptr ? nullptr : sinks + h,
+                };
+                if (count == kQueries) {
+                    attend_all(ring, queries, count, e_.window, scores, e_.ring + 2 * kPanelRows);
+                    count = 0;
+                }
+            }
+        attend_all(ring, queries, count, e_.window, scores, e_.ring + 2 * kPanelRows);
+    }
+
+    // Synaptic memory: fills w_.mixed.
+    void remember(const ssmn_engine_layer& layer) const {
+        prepare_memory(layer);
+        product(layer.input, w_.hidden, {w_.parts, w_.part_stride, 3 * wide_, nullptr, Then::kStore});
+        product(layer.key, e_.pairs_same ? w_.hidden : w_.previous, {w_.keys, wide_, wide_, nullptr, Then::kStore});
+        product(layer.gate, w_.hidden, {w_.gates, w_.gate_stride, layer.gate.rows, nullptr, Then::kStore});
+        product(
+            layer.key_gate, w_.previous, {w_.key_gates, w_.gate_stride, layer.key_gate.rows, nullptr, Then::kStore});
+        wait();
+        const Share rows = share(rows_);
+        for (int64_t row = rows.begin; row < rows.end; ++row) open_gates(layer, row);
+        const Share streams = share(n_);
+        for (int64_t i = streams.begin; i < streams.end; ++i)
+            std::copy_n(w_.hidden.values + ((t_ - 1) * n_ + i) * w_.hidden.stride, D_, previous_of(layer, i));
+        wait();
+        if (e_.chat_rounds > 0) {
+            for (int64_t step = 0; step < t_; ++step) chat(layer, step);
+        } else {
+            step_memory(layer, 0, t_);
+            wait();
+            for (int64_t row = rows.begin; row < rows.end; ++row) {
+                float* answer = w_.mixed.values + row * w_.mixed.stride;
+                normalise_read(layer, row, answer);
+                gate_answer(layer, row, answer);
+                encode(w_.mixed, row);
+            }
+            wait();
+        }
+    }
+
+    float* previous_of(const ssmn_engine_layer& layer, int64_t stream) const {
+        return state_of(stream) + layer.state + D_ * padded(D_ / e_.memory_heads);
+    }
+
+    // The hidden vectors, and beside each the one before.
+    void prepare_memory(const ssmn_engine_layer& layer) const {
+        const Share rows = share(rows_);
+        for (int64_t row = rows.begin; row < rows.end; ++row) {
+            float* hidden = w_.hidden.values + row * w_.hidden.stride;
+            normalise(D_, w_.x + row * wide_, e_.norm_epsilon, floats(layer.mixer_norm), hidden);
+            encode(w_.hidden, row);
+            if (row < n_) {
+                std::copy_n(previous_of(layer, row), D_, w_.previous.values + row * w_.previous.stride);
+                encode(w_.previous, row);
+            }
+            if (row + n_ < rows_) {
+                std::copy_n(hidden, D_, w_.previous.values + (row + n_) * w_.previous.stride);
+                encode(w_.previous, row + n_);
+            }
+        }
+        wait();
+    }
+
+    // Unit keys and queries, and the coefficients of every head.
+    void open_gates(const ssmn_engine_layer& layer, int64_t row) const {
+        const int64_t H = e_.memory_heads, K = D_ / H;
+        const ssmn_engine_learning& learning = learning_of(row);
+        const float* gates = w_.gates + row * w_.gate_stride;
+        const float* key_gates = w_.key_gates + row * w_.gate_stride;
+        const float* decay_gates = gates + (e_.has_erasure ? 2 * H : H);
+        const float base = learning.plasticity_eta >= 0.0f ? learning.plasticity_eta : e_.plasticity_eta;
+        const float threshold = learning.write_threshold >= 0.0f ? learning.write_threshold : e_.write_threshold;
+        const float elapsed = call_.elapsed == nullptr ? 1.0f : call_.elapsed[place_of(row)];
+        w_.strengths[row] = learning.eta_scale * base;
+        for (int64_t h = 0; h < H; ++h) {
+            make_unit(K, w_.keys + row * wide_ + h * K);
+            make_unit(K, w_.parts + row * w_.part_stride + h * K);
+            const float swing = sigmoid(gates[h] + floats(layer.importance_bias)[h] + key_gates[h]);
+            const float importance = std::min(2.0f * e_.plasticity_eta * swing, 1.0f);
+            const float eta = std::min(learning.eta_scale * std::min(2.0f * base * swing, 1.0f), 1.0f);
+            const float rate = learning.decay_rate >= 0.0f ? learning.decay_rate : floats(layer.decay_rate)[h];
+            // ln(e - 1) makes the softplus 1 where the gate is 0.
+            const float log_keep =
+                -rate * softplus(decay_gates[h] + 0.541324854612918f) * learning.decay_scale * elapsed;
+            float* c = w_.coefficients + (row * H + h) * 3;
+            const bool closed = learning.frozen || importance < threshold;
+            c[0] = closed ? 0.0f : eta;
+            c[1] = closed || e_.is_hebbian ? 0.0f : eta;
+            if (e_.has_erasure && !closed)
+                c[1] = sigmoid(gates[H + h] + floats(layer.erasure_bias)[h] + key_gates[H + h]);
+            c[2] = closed ? 1.0f : std::exp(std::max(log_keep, kForgotten));
+        }
+    }
+
+    // Writes the steps [from, to) into the memories, and reads them into w_.reads.
+    void step_memory(const ssmn_engine_layer& layer, int64_t from, int64_t to) const {
+        const int64_t H = e_.memory_heads, K = D_ / H, V = padded(K);
+        const int64_t pieces = (V / kWide + kMemoryColumns - 1) / kMemoryColumns;
+        const Share units = share(n_ * H * pieces);
+        for (int64_t unit = units.begin; unit < units.end; ++unit) {
+            const int64_t stream = unit / (H * pieces), h = unit / pieces % H;
+            const int64_t column = unit % pieces * kMemoryColumns * kWide;
+            const int64_t columns = std::min(kMemoryColumns, (V - column) / kWide);
+            float* memory = state_of(stream) + layer.state + h * K * V + column;
+            for (int64_t step = from; step < to; ++step) {
+                const int64_t row = step * n_ + stream, left = std::min(K - column, columns * kWide);
+                const float* parts = w_.parts + row * w_.part_stride + h * K;
+                const float* k = w_.keys + row * wide_ + h * K;
+                const float* c = w_.coefficients + (row * H + h) * 3;
+                float v[kMemoryColumns * kWide] = {}, o[kMemoryColumns * kWide];
+                std::copy_n(parts + wide_ + column, left, v);
+                const Coefficients strength{c[0], c[1], c[2]};
+                if (columns == 4) write_and_read<4>(memory, V, K, k, parts, v, strength, o);
+                if (columns == 3) write_and_read<3>(memory, V, K, k, parts, v, strength, o);
+                if (columns == 2) write_and_read<2>(memory, V, K, k, parts, v, strength, o);
+                if (columns == 1) write_and_read<1>(memory, V, K, k, parts, v, strength, o);
+                std::copy_n(o, left, w_.reads + row * wide_ + h * K + column);
+            }
+        }
+    }
+
+    // Asks the memories again, for the streams of one step; the questions stand where the queries were.
+    void ask_again(const ssmn_engine_layer& layer, int64_t step) const {
+        const int64_t H = e_.memory_heads, K = D_ / H, V = padded(K), pieces = V / kWide;
+        const Share units = share(n_ * H * pieces);
+        for (int64_t unit = units.begin; unit < units.end; ++unit) {
+            const int64_t stream = unit / (H * pieces), h = unit / pieces % H, column = unit % pieces * kWide;
+            const int64_t row = step * n_ + stream;
+            float o[kWide];
+            read_memory<1>(
+                state_of(stream) + layer.state + h * K * V + column, V, K, w_.parts + row * w_.part_stride + h * K, o);
+            std::copy_n(o, std::min(K - column, kWide), w_.reads + row * wide_ + h * K + column);
+        }
+        wait();
+    }
+
+    // norm(o) = o / sqrt(mean o^2 + floor), per head: a read that is short beside the write strength is faded.
+    void normalise_read(const ssmn_engine_layer& layer, int64_t row, float* answer) const {
+        const int64_t H = e_.memory_heads, K = D_ / H;
+        const float shortest = e_.read_floor * w_.strengths[row];
+        for (int64_t h = 0; h < H; ++h)
+            normalise(
+                K, w_.reads + row * wide_ + h * K, shortest * shortest + kUnitEpsilon, floats(layer.read_norm),
+                answer + h * K);
+    }
+
+    // answer = answer * silu(W_g h + bias)
+    void gate_answer(const ssmn_engine_layer& layer, int64_t row, float* answer) const {
+        const float* gate = w_.parts + row * w_.part_stride + 2 * wide_;
+        const float* bias = floats(layer.gate_bias);
+        int64_t i = 0;
+        for (; i + kLanes <= D_; i += kLanes) {
+            const Vec x = load(gate + i) + load(bias + i);
+            store(answer + i, load(answer + i) * (x * SSMN_PATH::sigmoid(x)));
+        }
+        if (i == D_) return;
+        const Vec x = load_part(gate + i, D_ - i) + load_part(bias + i, D_ - i);
+        store_part(answer + i, load_part(answer + i, D_ - i) * (x * SSMN_PATH::sigmoid(x)), D_ - i);
+    }
+
+    // One step of all streams: write, read, and ask again with what was answered.
+    void chat(const ssmn_engine_layer& layer, int64_t step) const {
+        const int64_t R = e_.chat_rounds, H = e_.memory_heads, K = D_ / H, first = step * n_;
+        const int64_t mix = (e_.has_erasure ? 3 : 2) * H;
+        const Share rows{first + share(n_).begin, first + share(n_).end};
+        step_memory(layer, step, step + 1);
+        wait();
+        for (int64_t round = 0;; ++round) {
+            for (int64_t row = rows.begin; row < rows.end; ++row) {
+                float* answer = w_.mixed.values + row * w_.mixed.stride;
+                float* total = w_.answers + row * wide_;
+                normalise_read(layer, row, answer);
+                encode(w_.mixed, row);
+                const float weight = share_of_round(w_.gates + row * w_.gate_stride + mix, round);
+                if (round == 0) std::fill_n(total, D_, 0.0f);
+                add_scaled(D_, weight, answer, total);
+            }
+            if (round == R) break;
+            wait();
+            product(
+                layer.output, w_.mixed, first, n_,
+                {w_.thought.values + first * w_.thought.stride, w_.thought.stride, D_, nullptr, Then::kStore},
+                panels(D_));
+            wait();
+            const float keep = floats(layer.chat_keep)[round], add = floats(layer.chat_add)[round];
+            for (int64_t row = rows.begin; row < rows.end; ++row) {
+                const float* hidden = w_.hidden.values + row * w_.hidden.stride;
+                float* thought = w_.thought.values + row * w_.thought.stride;
+                normalise(D_, thought, e_.chat_epsilon, nullptr, thought);
+                for (int64_t i = 0; i < D_; ++i) thought[i] = keep * hidden[i] + add * thought[i];
+                encode(w_.thought, row);
+            }
+            wait();
+            product(
+                layer.input, w_.thought, first, n_,
+                {w_.parts + first * w_.part_stride, w_.part_stride, D_, nullptr, Then::kStore}, panels(D_));
+            wait();
+            for (int64_t row = rows.begin; row < rows.end; ++row)
+                for (int64_t h = 0; h < H; ++h) make_unit(K, w_.parts + row * w_.part_stride + h * K);
+            wait();
+            ask_again(layer, step);
+        }
+        for (int64_t row = rows.begin; row < rows.end; ++row) {
+            float* answer = w_.mixed.values + row * w_.mixed.stride;
+            std::copy_n(w_.answers + row * wide_, D_, answer);
+            gate_answer(layer, row, answer);
+            encode(w_.mixed, row);
+        }
+        wait();
+    }
+
+    // (R + 1) * softmax of the mix.
+    float share_of_round(const float* mix, int64_t round) const {
+        float most = mix[0], total = 0.0f;
+        for (int64_t r = 1; r <= e_.chat_rounds; ++r) most = std::max(most, mix[r]);
+        for (int64_t r = 0; r <= e_.chat_rounds; ++r) total += std::exp(mix[r] - most);
+        return std::exp(mix[round] - most) / total * static_cast<float>(e_.chat_rounds + 1);
+    }
+
+    const ssmn_engine& e_;
+    const ssmn_engine_call& call_;
+    const Gang& gang_;
+    const int32_t worker_;
+    const Workspace w_;
+    const int64_t D_, wide_;
+    int64_t first_ = 0, n_ = 0, step_ = 0, t_ = 0, rows_ = 0;
+};
+
+int32_t check_input(const ssmn_engine& engine, const ssmn_engine_call& call) {
+    const int64_t rows = call.streams * call.steps;
+    if (engine.is_text) {
+        const int64_t* tokens = static_cast<const int64_t*>(call.x);
+        for (int64_t i = 0; i < rows; ++i)
+            if (tokens[i] < 0 || tokens[i] >= engine.inputs) return SSMN_UNKNOWN_TOKEN;
+        return SSMN_OK;
+    }
+    const float* x = static_cast<const float*>(call.x);
+    float sum = 0.0f;
+    for (int64_t i = 0; i < rows * engine.inputs; ++i) sum += x[i] * 0.0f;
+    return sum == 0.0f ? SSMN_OK : SSMN_NOT_FINITE;
+}
+
+struct Job {
+    const ssmn_engine& engine;
+    const ssmn_engine_call& call;
+};
+
+}  // namespace
+
+int32_t engine_run(ssmn_engine* engine, const ssmn_engine_call* call) {
+    int32_t idle = 0;
+    if (!__atomic_compare_exchange_n(&engine->busy, &idle, 1, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED))
+        return SSMN_BUSY;
+    int32_t status = call->streams > 0 && call->steps > 0 ? check_input(*engine, *call) : -1;
+    if (status == SSMN_OK) {
+        const Job job{*engine, *call};
+        run_gang(
+            static_cast<int32_t>(engine->threads),
+            [](const void* body, const Gang& gang, int32_t worker) {
+                const Job& task = *static_cast<const Job*>(body);
+                Engine(task.engine, task.call, gang, worker).run();
+            },
+            &job);
+    }
+    __atomic_store_n(&engine->busy, 0, __ATOMIC_RELEASE);
+    return status < 0 ? SSMN_OK : status;
+}
+
+}  // namespace SSMN_PATH
+}  // namespace ssmn

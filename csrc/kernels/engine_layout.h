@@ -1,0 +1,160 @@
+// Where everything lies in an engine's arena; for the files of every path and for those that are compiled once.
+#ifndef SSMN_ENGINE_LAYOUT_H
+#define SSMN_ENGINE_LAYOUT_H
+
+#include <cstdint>
+
+#include "ssmn.h"
+
+namespace ssmn {
+
+// Vectors that a product reads: as floats, and in a quantised engine also as codes, one scale and one sum of codes per
+// group. Padding is zeros.
+struct Vectors {
+    int64_t width;
+    int64_t stride;  // floats, and codes, between two of them
+    int64_t groups;
+    float* values;
+    int8_t* codes;
+    float* scales;
+    int32_t* sums;
+};
+
+namespace {
+
+constexpr int64_t kPanelRows = 16;
+constexpr int64_t kGroup = 32;  // columns that share a scale
+constexpr int64_t kLine = 64;   // bytes
+
+inline int64_t round_up(int64_t n, int64_t step) {
+    return (n + step - 1) / step * step;
+}
+
+inline int64_t padded(int64_t width) {
+    return round_up(width, kPanelRows);
+}
+
+inline bool is_quantised(int64_t format) {
+    return format == SSMN_INT8 || format == SSMN_INT4;
+}
+
+// A panel holds, for 16 rows,
+//     float32   [columns][16]
+//     bfloat16  [columns / 2][16][2]
+//     int8      [groups][8][16][4] codes, then [groups][16] bfloat16 scales: 4 neighbouring columns of every row
+//               lie together, which is what the processors' integer dot products take
+//     int4      [groups][4][16][4] bytes, then the scales: byte (i, row, c) has the code + 8 of column 4 i + c of the
+//               group in its low half, and of column 16 + 4 i + c in its high half
+inline int64_t code_bytes(int64_t format) {
+    return kGroup * kPanelRows / (format == SSMN_INT4 ? 2 : 1);
+}
+
+inline int64_t panel_bytes(int64_t format, int64_t columns) {
+    const int64_t groups = (columns + kGroup - 1) / kGroup;
+    if (format == SSMN_FLOAT32) return columns * kPanelRows * 4;
+    if (format == SSMN_BFLOAT16) return round_up(columns, 2) * kPanelRows * 2;
+    return round_up(groups * (code_bytes(format) + kPanelRows * 2), kLine);
+}
+
+inline int64_t panels(int64_t rows) {
+    return (rows + kPanelRows - 1) / kPanelRows;
+}
+
+// What a call works with, for `chunk` rows.
+struct Workspace {
+    float* x;             // [chunk, D16] the residual stream
+    Vectors context;      // 4 D, what the encoder reads
+    Vectors hidden;       // D
+    Vectors previous;     // D, the plastic layer's hidden vector before
+    Vectors mixed;        // D, what the output projection reads
+    Vectors inner;        // the feed-forward's inner width
+    Vectors thought;      // D, of the encoder and the chat
+    float* parts;         // [chunk, part_stride] q, k, v or q, v, gate
+    float* keys;          // [chunk, D16]
+    float* gates;         // [chunk, gate_stride]
+    float* key_gates;     // [chunk, gate_stride]
+    float* coefficients;  // [chunk, H, 3] write, erase, keep
+    float* strengths;     // [chunk] eta_scale times the base plasticity
+    float* reads;         // [chunk, D16]
+    float* answers;       // [chunk, D16] mixed answers of the chat
+    float* cosines;       // [chunk, head width / 2]
+    float* sines;
+    float* scores;  // [threads, score_floats]
+    int64_t part_stride, gate_stride, score_floats;
+    int64_t bytes;
+};
+
+constexpr int64_t kQueryTile = 6;
+
+class Carver {
+  public:
+    explicit Carver(const void* base) : base_(reinterpret_cast<uintptr_t>(base)) {}
+
+    template <typename T>
+    T* take(int64_t count) {
+        T* found = reinterpret_cast<T*>(base_ + static_cast<uintptr_t>(used_));
+        used_ += round_up(count * static_cast<int64_t>(sizeof(T)), kLine);
+        return found;
+    }
+
+    Vectors vectors(int64_t count, int64_t width, bool quantised) {
+        Vectors made{};
+        made.width = width;
+        made.stride = round_up(width, kGroup);
+        made.groups = made.stride / kGroup;
+        made.values = take<float>(count * made.stride);
+        if (quantised) {
+            made.codes = take<int8_t>(count * made.stride);
+            made.scales = take<float>(count * made.groups);
+            made.sums = take<int32_t>(count * made.groups);
+        }
+        return made;
+    }
+
+    int64_t used() const { return used_; }
+
+  private:
+    uintptr_t base_;
+    int64_t used_ = 0;
+};
+
+inline int64_t gate_rows(const ssmn_engine& engine) {
+    const int64_t mix = engine.chat_rounds > 0 ? engine.chat_rounds + 1 : 0;
+    return engine.memory_heads * (engine.has_erasure ? 3 : 2) + mix;
+}
+
+inline Workspace workspace_of(const ssmn_engine& engine, const void* base) {
+    Carver carver(base);
+    Workspace w{};
+    const int64_t D = engine.width, rows = engine.chunk, wide = padded(D);
+    const bool quantised = is_quantised(engine.format);
+    const int64_t kv = padded(D / engine.query_heads * engine.key_heads);
+    w.part_stride = wide + (2 * kv > 2 * wide ? 2 * kv : 2 * wide);
+    w.gate_stride = padded(gate_rows(engine));
+    w.score_floats = kQueryTile * (engine.ring + 2 * kPanelRows);
+    w.x = carver.take<float>(rows * wide);
+    if (engine.has_encoder) w.context = carver.vectors(rows, 4 * D, quantised);
+    w.hidden = carver.vectors(rows, D, quantised);
+    w.previous = carver.vectors(rows, D, quantised);
+    w.mixed = carver.vectors(rows, D, quantised);
+    w.inner = carver.vectors(rows, engine.inner_width, quantised);
+    w.thought = carver.vectors(rows, D, quantised);
+    w.parts = carver.take<float>(rows * w.part_stride);
+    w.keys = carver.take<float>(rows * wide);
+    w.gates = carver.take<float>(rows * w.gate_stride);
+    w.key_gates = carver.take<float>(rows * w.gate_stride);
+    w.coefficients = carver.take<float>(rows * engine.memory_heads * 3);
+    w.strengths = carver.take<float>(rows);
+    w.reads = carver.take<float>(rows * wide);
+    w.answers = carver.take<float>(rows * wide);
+    w.cosines = carver.take<float>(rows * D);
+    w.sines = carver.take<float>(rows * D);
+    w.scores = carver.take<float>(engine.threads * w.score_floats);
+    w.bytes = carver.used();
+    return w;
+}
+
+}  // namespace
+}  // namespace ssmn
+
+#endif

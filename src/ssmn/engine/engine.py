@@ -1,0 +1,399 @@
+"""The engine: owns its streams and steps them in place."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from ctypes import byref
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssmn import native
+from ssmn.config import Plasticity
+from ssmn.engine.packing import FORMATS, Source, pack
+from ssmn.engine.streams import Streams, check_elapsed, check_stream
+from ssmn.errors import DtypeError, RangeError, ShapeError, StateError
+from ssmn.files import Origin, PathLike, write_state_arrays
+
+if TYPE_CHECKING:
+    from ssmn.state import StreamState
+
+Dtype = Literal["float32", "bfloat16", "int8", "int4"]
+
+
+class Engine:
+    """A whole model in one arena; a step of all its streams is one call of the C library.
+
+    The weights are copied, and rounded to `dtype`; the memory and the window are float32. The arrays that `step`
+    returns belong to the engine: the next step overwrites them.
+
+    Args:
+        model: An `SSMN` or a `TextSSMN` of float32, bfloat16 or float16 weights.
+        dtype: How the large matrices are stored: `float32`, `bfloat16`, `int8` or `int4` (symmetric, a scale per 32
+            columns). With the last two, what enters a product is rounded to int8.
+        streams: How many streams there are at the start; `fork` makes more.
+        threads: How many threads a call may use; 1 is best for small models.
+
+    Raises:
+        DtypeError, RangeError, ConfigError: An argument does not fit; the message names it.
+        BackendError: There is no C library.
+
+    Example:
+        >>> import numpy, ssmn
+        >>> model = ssmn.SSMN(ssmn.SSMNConfig.preset("tiny", input_dim=3, output_dim=2))
+        >>> engine = ssmn.Engine(model)
+        >>> y_t = engine.step(numpy.zeros(3, numpy.float32))
+        >>> y_t.shape, engine.position(0)
+        ((2,), 1)
+    """
+
+    def __init__(self, model: Any, dtype: Dtype = "float32", streams: int = 1, threads: int = 1) -> None:
+        if dtype not in FORMATS:
+            raise RangeError(f"Engine: dtype={dtype!r}; wanted one of {', '.join(FORMATS)}.")
+        for name, value in {"streams": streams, "threads": threads}.items():
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise RangeError(f"Engine: {name}={value!r}; wanted a whole number of at least 1.")
+        source = model if isinstance(model, Source) else Source.of_model(model)
+        self.config, self.dtype, self.threads = source.config, dtype, threads
+        self._packed = pack(source, dtype, threads)
+        self._is_text = bool(self._packed.sizes.is_text)
+        self._origin = source.origin()
+        self._streams = Streams(self._packed, source.config, streams)
+        self._lock = threading.Lock()
+        self._engine = byref(self._packed.sizes)
+        self._run = native.library().ssmn_engine_run
+        self._bind()
+
+    @classmethod
+    def load(cls, folder: PathLike, dtype: Dtype = "float32", streams: int = 1, threads: int = 1) -> Self:
+        """The engine of a model that `save_pretrained` or `ssmn train` wrote; needs no torch.
+
+        Raises:
+            FileError, ConfigError: The folder is not one of ours, or damaged.
+        """
+        return cls(Source.of_folder(folder), dtype, streams, threads)
+
+    @property
+    def streams(self) -> int:
+        """How many streams there are."""
+        return self._streams.count
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arena and of all streams, room for forks included."""
+        return self._packed.arena.nbytes + self._streams.numbers.nbytes
+
+    @property
+    def stream_nbytes(self) -> int:
+        """Bytes of one stream; the same at every position."""
+        return self._streams.numbers.shape[1] * 4
+
+    @property
+    def weight_nbytes(self) -> int:
+        """Bytes of the packed weights, which a step reads once (of a large vocabulary's input only one row)."""
+        return self._packed.sizes.workspace
+
+    def step(
+        self,
+        x: Any,
+        *,
+        streams: Sequence[int] | NDArray[Any] | None = None,
+        elapsed: Any = None,
+    ) -> NDArray[np.float32]:
+        """One step of every stream, or of some.
+
+        Args:
+            x: [streams, input_dim] float32, or token numbers [streams]; of a single stream also [input_dim], or one
+                token number.
+            streams: Which take part, as numbers or as a mask [streams]; None = all, in order.
+            elapsed: Time since the step before, a number or [streams]; None = 1.
+
+        Returns:
+            y [streams, output_dim] (logits [streams, vocab_size]) or, if x has no axis of streams, without it. The
+            next step overwrites it: copy what is to be kept.
+
+        Raises:
+            ShapeError, DtypeError, RangeError: x does not fit or is not finite; nothing has changed.
+            StateError: Another thread is running this engine.
+        """
+        if not self._lock.acquire(False):
+            self._refuse_second()
+        try:
+            if streams is None and elapsed is None:
+                if self._is_text:
+                    if type(x) is int and self._alone:
+                        self._x[0] = x if -1 < x < self._tokens else -1
+                        code, y = self._run(self._engine, self._call), self._y_alone
+                    else:
+                        y = self._put(x, self._x, self._y)
+                        code = self._run(self._engine, self._call)
+                elif type(x) is np.ndarray and x.dtype == np.float32 and x.shape in self._shapes:
+                    self._x[...] = x
+                    code = self._run(self._engine, self._call)
+                    y = self._y if x.ndim == 2 else self._y_alone
+                else:
+                    y = self._put(x, self._x, self._y)
+                    code = self._run(self._engine, self._call)
+                if code:
+                    self._refuse(code, self._x)
+                return y
+            return self._step_some(x, streams, elapsed)
+        finally:
+            self._lock.release()
+
+    def run(
+        self, xs: Any, *, streams: Sequence[int] | NDArray[Any] | None = None, elapsed: Any = None
+    ) -> NDArray[np.float32]:
+        """The next T steps of every stream, or of some; equal to so many calls of `step`.
+
+        Args:
+            xs: [T, streams, input_dim] float32, or token numbers [T, streams]; of a single stream also without the
+                axis of streams.
+            streams: Which take part; None = all, in order.
+            elapsed: A number, or [T, streams]; None = 1.
+
+        Returns:
+            ys [T, streams, output_dim], a new array; the axis of streams as in xs.
+
+        Raises:
+            ShapeError, DtypeError, RangeError, StateError: As in `step`.
+        """
+        return self._sequence("run", xs, streams, elapsed, last_only=False)
+
+    def prefill(
+        self, xs: Any, *, streams: Sequence[int] | NDArray[Any] | None = None, elapsed: Any = None
+    ) -> NDArray[np.float32]:
+        """As `run`, but returns only the last step's output [streams, output_dim], a new array; T is at least 1."""
+        return self._sequence("prefill", xs, streams, elapsed, last_only=True)
+
+    def position(self, stream: int = 0) -> int:
+        """Steps that a stream has seen."""
+        return int(self._streams.positions[check_stream("position", stream, self.streams)])
+
+    def fork(self, stream: int = 0) -> int:
+        """Copies a stream, its plasticity included, into a new one; returns the new one's number."""
+        with self._owned():
+            stream = check_stream("fork", stream, self.streams)
+            self._streams.add(1)
+            self._streams.copy(stream, self.streams - 1)
+            self._bind()
+            return self.streams - 1
+
+    def reset(self, stream: int = 0) -> None:
+        """Makes a stream fresh; its plasticity stays."""
+        with self._owned():
+            self._streams.clear(check_stream("reset", stream, self.streams))
+
+    def set_plasticity(self, plasticity: Plasticity, stream: int | None = None) -> None:
+        """How strongly one stream, or every one, learns and forgets from now on.
+
+        Args:
+            plasticity: Its fields are numbers or, for all streams, one number per stream.
+            stream: The stream; None = all there are.
+
+        Raises:
+            DtypeError, ShapeError, RangeError: An argument does not fit.
+        """
+        if not isinstance(plasticity, Plasticity):
+            came = type(plasticity).__name__
+            raise DtypeError(f"set_plasticity: plasticity is {came}; wanted ssmn.Plasticity(...).")
+        with self._owned():
+            if stream is not None:
+                stream = check_stream("set_plasticity", stream, self.streams)
+            self._streams.set_learning(plasticity, stream)
+
+    def get_state(self, stream: int = 0) -> StreamState:
+        """A stream's state as the models take it (this loads torch; `save_state` does not)."""
+        from ssmn.state import state_from_arrays
+
+        with self._owned():
+            tensors = self._streams.tensors(check_stream("get_state", stream, self.streams))
+        return state_from_arrays(tensors, self._streams.layout)
+
+    def set_state(self, stream: int, state: StreamState) -> None:
+        """Replaces a stream's state by one of a model's, of one row.
+
+        Raises:
+            StateError: It is not a state of this model's.
+        """
+        from ssmn.state import StreamState, to_numpy
+
+        if not isinstance(state, StreamState):
+            raise StateError(f"set_state: state is {type(state).__name__}; wanted a StreamState.")
+        with self._owned():
+            stream = check_stream("set_state", stream, self.streams)
+            tensors = {name: to_numpy(tensor) for name, tensor in state.named_tensors().items()}
+            self._streams.put(stream, tensors, "set_state")
+
+    def save_state(self, stream: int, path: PathLike) -> None:
+        """Writes a stream's state to the file that `StreamState.save` would write with the model.
+
+        Raises:
+            StateError: The state has values that are not finite.
+            FileError: The file cannot be written.
+        """
+        with self._owned():
+            tensors = self._streams.tensors(check_stream("save_state", stream, self.streams))
+        write_state_arrays(path, tensors, self._streams.layout, self._origin)
+
+    def load_state(self, stream: int, path: PathLike, allow_other_weights: bool = False) -> None:
+        """Replaces a stream's state by a file's, which this engine or its model wrote.
+
+        Raises:
+            FileError: The file is missing, damaged, or no state.
+            StateError: It belongs to another model (unless `allow_other_weights`), or does not fit.
+        """
+        tensors, header = self._streams.read(path)
+        if not allow_other_weights:
+            way_out = "use the model that the state was saved with, or pass allow_other_weights=True"
+            Origin(header["fingerprint"], header["config"]).require(
+                "load_state", self._origin, (str(path), "this engine's model"), way_out
+            )
+        with self._owned():
+            self._streams.put(check_stream("load_state", stream, self.streams), tensors, "load_state")
+
+    def __repr__(self) -> str:
+        return f"Engine({self.config.kind}, {self.dtype}, streams={self.streams}, threads={self.threads})"
+
+    def _bind(self) -> None:
+        """The arrays that steps go through, and the call that knows their addresses."""
+        count, sizes = self.streams, self._packed.sizes
+        inputs = (count,) if self._is_text else (count, sizes.inputs)
+        self._x = np.zeros(inputs, np.int64 if self._is_text else np.float32)
+        self._y = np.zeros((count, sizes.outputs), np.float32)
+        self._tokens, self._alone = sizes.inputs, count == 1
+        self._y_alone = self._y[0]
+        self._shapes = (inputs, inputs[1:]) if self._alone else (inputs,)
+        self._which = np.arange(count, dtype=np.int64)
+        self._call_struct = native.EngineCall(
+            count, 1, self._which.ctypes.data, self._x.ctypes.data, None, self._y.ctypes.data, 0
+        )
+        self._call = byref(self._call_struct)
+
+    def _owned(self) -> _Owned:
+        return _Owned(self)
+
+    def _put(self, x: Any, into: NDArray[Any], y: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Checks x, copies it, and returns the part of y that answers it."""
+        array = self._checked("step", x, into.ndim)
+        shape = array.shape if array.ndim == into.ndim else (1, *array.shape)
+        if array.ndim not in (into.ndim, into.ndim - 1) or shape != into.shape:
+            self._refuse_shape("step", array, into.shape)
+        into[...] = array
+        return y if array.ndim == into.ndim else y[0]
+
+    def _step_some(self, x: Any, streams: Any, elapsed: Any) -> NDArray[np.float32]:
+        which = self._chosen("step", streams)
+        count = len(which)
+        y = self._put(x, self._x[:count], self._y[:count])
+        times = None if elapsed is None else check_elapsed("step", elapsed, (count,))
+        call = native.EngineCall(
+            count, 1, which.ctypes.data, self._x.ctypes.data, None if times is None else times.ctypes.data,
+            self._y.ctypes.data, 0,
+        )  # fmt: skip
+        code = self._run(self._engine, byref(call))
+        if code:
+            self._refuse(code, self._x[:count])
+        return y
+
+    def _sequence(self, owner: str, xs: Any, streams: Any, elapsed: Any, last_only: bool) -> NDArray[np.float32]:
+        with self._owned():
+            which = self._chosen(owner, streams)
+            count, sizes = len(which), self._packed.sizes
+            ending = () if self._is_text else (sizes.inputs,)
+            axes = 2 + len(ending)
+            array = self._checked(owner, xs, axes)
+            alone = array.ndim == axes - 1 and count == 1
+            if alone:
+                array = array[:, np.newaxis]
+            if array.ndim != axes or array.shape[1:] != (count, *ending):
+                self._refuse_shape(owner, array, ("T", count, *ending))
+            steps = len(array)
+            if last_only and not steps:
+                raise ShapeError(f"{owner}: xs has no steps; wanted at least one.")
+            array = np.ascontiguousarray(array, np.int64 if self._is_text else np.float32)
+            times = None if elapsed is None else check_elapsed(owner, elapsed, (steps, count))
+            y = np.empty((count, sizes.outputs) if last_only else (steps, count, sizes.outputs), np.float32)
+            call = native.EngineCall(
+                count, steps, which.ctypes.data, array.ctypes.data, None if times is None else times.ctypes.data,
+                y.ctypes.data, last_only,
+            )  # fmt: skip
+            code = self._run(self._engine, byref(call))
+            if code:
+                self._refuse(code, array)
+            return (y[0] if last_only else y[:, 0]) if alone else y
+
+    def _checked(self, owner: str, x: Any, axes: int) -> NDArray[Any]:
+        """X as an array of numbers of the right kind."""
+        if self._is_text:
+            array = np.asarray(x)
+            if array.dtype.kind not in "iu" and (array.size or isinstance(x, np.ndarray)):
+                came = array.dtype if array.dtype != object else type(x).__name__
+                raise DtypeError(f"{owner}: the tokens are {came}; wanted whole numbers, as a tokenizer gives them.")
+            return array
+        if not isinstance(x, np.ndarray) or x.dtype != np.float32:
+            came = f"an array of {x.dtype}" if isinstance(x, np.ndarray) else type(x).__name__
+            raise DtypeError(
+                f"{owner}: x is {came}; wanted a float32 numpy array with {axes} axes; convert it with "
+                "numpy.asarray(x, numpy.float32)."
+            )
+        return x
+
+    def _chosen(self, owner: str, streams: Any) -> NDArray[np.int64]:
+        """The numbers of the streams that take part."""
+        if streams is None:
+            return self._which
+        which = np.asarray(streams)
+        if which.dtype == np.bool_ and which.shape == (self.streams,):
+            which = np.flatnonzero(which)
+        if which.ndim != 1 or which.dtype.kind not in "iu":
+            came = f"{which.dtype} {list(which.shape)}"
+            raise DtypeError(
+                f"{owner}: streams is {came}; wanted a list of stream numbers, or a mask [{self.streams}]."
+            )
+        outside = [int(number) for number in which if not 0 <= number < self.streams]
+        if outside or len(set(which.tolist())) < len(which):
+            came = f"has {outside[0]}" if outside else "names one twice"
+            raise RangeError(f"{owner}: streams {came}; wanted each of 0 to {self.streams - 1} at most once.")
+        return np.ascontiguousarray(which, np.int64)
+
+    def _refuse_shape(self, owner: str, array: NDArray[Any], wanted: tuple[Any, ...]) -> NoReturn:
+        shape = f"[{', '.join(map(str, wanted))}]"
+        raise ShapeError(
+            f"{owner}: the input has shape {list(array.shape)}; wanted {shape} ({self.streams} streams in this "
+            "engine; streams=[...] steps some of them)."
+        )
+
+    def _refuse_second(self) -> NoReturn:
+        raise StateError(
+            "Engine: another thread is running this engine; give each thread its own, or take turns with a lock."
+        )
+
+    def _refuse(self, code: int, x: Any) -> NoReturn:
+        """Raises what a status of the C library means."""
+        if code == native.ENGINE_BUSY:
+            self._refuse_second()
+        if code == native.NOT_FINITE:
+            place = np.argwhere(~np.isfinite(x))[0].tolist()
+            raise RangeError(f"Engine: the input is not finite at {place}; drop the step, or fill the value in.")
+        assert code == native.UNKNOWN_TOKEN, code
+        raise RangeError(
+            f"Engine: the tokens lie in [{x.min():g}, {x.max():g}]; wanted [0, {self._packed.sizes.inputs - 1}] "
+            "(vocab_size − 1); encode with the tokenizer that was saved with the model."
+        )
+
+
+class _Owned:
+    """Keeps other threads out for a while."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def __enter__(self) -> None:
+        if not self.engine._lock.acquire(False):
+            self.engine._refuse_second()
+
+    def __exit__(self, *_: object) -> None:
+        self.engine._lock.release()
