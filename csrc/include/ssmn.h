@@ -45,6 +45,9 @@ enum {
     SSMN_UNKNOWN_TOKEN = 5
 };
 
+/* How numbers are stored: float, bfloat16 (the upper half of a float), and the engine's formats of a weight. */
+enum { SSMN_FLOAT32 = 0, SSMN_BFLOAT16 = 1, SSMN_INT8 = 2, SSMN_INT4 = 3 };
+
 /* The library's version, which is the package's. */
 SSMN_API const char* ssmn_version(void);
 
@@ -272,8 +275,6 @@ SSMN_API int32_t ssmn_memory_backward(
  * q, k, v and o, and their gradients, have one type: float, or bfloat16 (the upper half of a float), which is computed
  * with float sums; products of bfloat16 round turned queries, turned keys, weights and the gradients of scores to it.
  */
-enum { SSMN_FLOAT32 = 0, SSMN_BFLOAT16 = 1 };
-
 typedef struct ssmn_window_sizes {
     int64_t rows;        /* B */
     int64_t steps;       /* T */
@@ -354,7 +355,6 @@ SSMN_API int32_t ssmn_window_attention_backward(
  *
  * A part of a matrix (q, k and v of one layer, say) begins at a multiple of 16 rows.
  */
-enum { SSMN_FLOAT32 = 0, SSMN_BFLOAT16 = 1, SSMN_INT8 = 2, SSMN_INT4 = 3 };
 
 typedef struct ssmn_matrix {
     int64_t rows;
