@@ -47,9 +47,7 @@ def main(
                 sources,
                 config=SplitConfig(seed=seed),
                 cache=cache,
-                report=lambda stage, done, total: progress.update(
-                    task, description=stage, completed=done, total=total
-                ),
+                report=lambda stage, done, total: progress.update(task, description=stage, completed=done, total=total),
                 warn=lambda message: screen.print(f"note: {message}", highlight=False, markup=False),
             )
     except SSMNError as error:

@@ -11,13 +11,18 @@ WIDTH = 78
 _QUOTES = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "…": "...", "\u00a0": " ", "\u00ad": "", "\ufeff": ""})
 # Tabs stay: they are the indentation of some code.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028\u2029]")
+# Addresses of people stand behind their names; those of examples stand for nobody.
+_ADDRESS = re.compile(r"\s?<[\w.+-]+@(?!example\.)[\w-]+(?:\.[\w-]+)+>")
 _NOTICE = re.compile(r"copyright|licen[cs]e|all rights reserved|spdx-", re.IGNORECASE)
 
 
 def plain(text: str, *, empty_lines: int = 1) -> str:
-    """The text with plain quotes, no control characters, no spaces at line ends, and at most so many empty lines."""
+    """The text with plain quotes, no control characters, no spaces at line ends, and at most so many empty lines.
+
+    Mail addresses in angle brackets are taken out as well.
+    """
     text = text.replace("\r\n", "\n").replace("\r", "\n").translate(_QUOTES)
-    text = _CONTROL.sub("", text)
+    text = _ADDRESS.sub("", _CONTROL.sub("", text))
     text = "\n".join(line.rstrip() for line in text.split("\n"))
     most = "\n" * (empty_lines + 1)
     return re.sub(most + r"\n+", most, text).strip("\n") + "\n"

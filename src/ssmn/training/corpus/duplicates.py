@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import re
 from array import array
 from collections.abc import Sequence
@@ -81,7 +82,7 @@ def remove_duplicates(
             first = index.first_documents(row)
             row += 1
             same = " ".join(paragraph.split())
-            if len(paragraph) > _SHORT_PARAGRAPH:
+            if tier < tier_of[-1]:
                 pending.append(same)
             if tier == 0:
                 continue
@@ -99,7 +100,7 @@ def remove_duplicates(
                 count.shared_shingles += leaked
         cleaned.append(text if tier == 0 or len(kept) == len(parts) else "\n\n".join(kept) + "\n")
     edges = np.cumsum([0, *(len(tier) for tier in tiers)])
-    spans = [slice(begin, end) for begin, end in zip(edges[:-1], edges[1:], strict=True)]
+    spans = [slice(begin, end) for begin, end in itertools.pairwise(edges)]
     return [cleaned[span] for span in spans], [counts[span] for span in spans]
 
 

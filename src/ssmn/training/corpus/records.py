@@ -75,7 +75,9 @@ part that is kept from them, or nearly alike in a document before. The documents
 
 def _section(record: Mapping[str, Any]) -> str:
     pinned = "" if record["is_pinned"] else ", which is not the version of the recipe"
-    notices = ", ".join(f"`licences/{record['name']}/{name}`" for name in record["licence_files"]) or "none in the package"
+    notices = (
+        ", ".join(f"`licences/{record['name']}/{name}`" for name in record["licence_files"]) or "none in the package"
+    )
     return f"""## {record["name"]}
 
 {record["title"]}.

@@ -18,21 +18,23 @@ class SplitConfig:
         seed: The order in which documents are chosen.
         held_out: Share of each source that is held out in short documents.
         validation: Share of each source for choosing settings, in short documents.
-        long_bytes: From this size on a document is long (about 50,000 tokens and more).
+        long_bytes: From this size on a document is long (more than 50,000 tokens of a vocabulary of 8,192).
         longest_bytes: Longer ones than this are only trained on.
         held_out_long: Long documents of each genre that are held out.
         validation_long: Long documents of each genre for choosing settings.
         long_share: No long document is taken that is more than this share of its source.
+        short_share: No short document is taken that is more than this share of its source.
     """
 
     seed: int = 0
     held_out: float = 0.01
     validation: float = 0.005
-    long_bytes: int = 250_000
-    longest_bytes: int = 700_000
+    long_bytes: int = 190_000
+    longest_bytes: int = 500_000
     held_out_long: int = 4
     validation_long: int = 1
     long_share: float = 0.25
+    short_share: float = 0.03
 
 
 @dataclass
@@ -65,7 +67,7 @@ def split(sources: Sequence[Source], documents: Mapping[str, Sequence[Document]]
     """Parts the documents of every source.
 
     First the long ones: for each genre, one source after the other gives a document, until there are
-    enough. Then, from each source, short ones up to its shares. All in the seed's order.
+    enough. Then, from each source, short ones until its shares are reached. All in the seed's order.
 
     Args:
         sources: The sources.
@@ -79,13 +81,14 @@ def split(sources: Sequence[Source], documents: Mapping[str, Sequence[Document]]
             taken[key] = "held_out" if number < config.held_out_long else "validation"
     for source in sources:
         total = sum(document.size for document in documents[source.name])
-        short = [document for document in documents[source.name] if document.size <= config.long_bytes]
+        largest = min(config.long_bytes, config.short_share * total)
+        short = [document for document in documents[source.name] if document.size <= largest]
         short.sort(key=lambda each: rank(config.seed, source.name, each.name))
         for part, share in (("held_out", config.held_out), ("validation", config.validation)):
             room = share * total
             for document in short:
                 key = (source.name, document.name)
-                if key not in taken and document.size <= room:
+                if room > 0 and key not in taken:
                     taken[key] = part
                     room -= document.size
     result = Split()
@@ -109,4 +112,7 @@ def _long_documents(
         fitting = [each for each in documents[source.name] if config.long_bytes <= each.size <= largest]
         fitting.sort(key=lambda each: rank(config.seed, source.name, each.name))
         candidates += [(turn, source.name, document.name) for turn, document in enumerate(fitting)]
-    return [(source, name) for _, source, name in sorted(candidates, key=lambda each: (each[0], rank(config.seed, *each[1:])))]
+    return [
+        (source, name)
+        for _, source, name in sorted(candidates, key=lambda each: (each[0], rank(config.seed, *each[1:])))
+    ]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ssmn.errors import FileError
+from ssmn.training.corpus.cleaning import plain
 from ssmn.training.corpus.documents import Document, Member
 
 SHORTEST_CHAPTER = 200
@@ -24,6 +25,7 @@ _NOTE = re.compile(
 _QUOTED = re.compile(r"‘([^‘’\n]*)’")
 _TITLE = re.compile(r"^(?:[A-Z]|\d+)(?:\.\d+)*\.? (.+)\n([*=\-.])\2+$", re.MULTILINE)
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+_LOOSE_QUOTE = re.compile(r"(?<=\s)`\s+(?=Part of the )")
 _UNIQUE = re.compile(r"<\d+>$")
 
 
@@ -44,7 +46,11 @@ class Chapter:
 def read_info(members: Sequence[Member]) -> list[Document]:
     """A document for each chapter or module, named by its part and title."""
     read = (chapters(member.data.decode("utf-8", errors="replace")) for member in members)
-    return [Document(f"{chapter.part}/{chapter.title}", chapter.text) for group in read for chapter in group]
+    return [
+        Document(f"{chapter.part}/{chapter.title}", plain(_LOOSE_QUOTE.sub("`", chapter.text)))
+        for group in read
+        for chapter in group
+    ]
 
 
 def clean_node(text: str) -> str:

@@ -23,7 +23,23 @@ _WORDS = {
     "Ad", "An", "Ar", "Cd", "Cm", "Dv", "Em", "Er", "Ev", "Fa", "Fr", "Ft", "Ic", "Li", "Lk", "Ms", "Mt", "No", "Pa",
     "St", "Sx", "Sy", "Tn", "Va", "Vt",
 }  # fmt: skip
-_INLINE = {*_ENCLOSED, *_OPENED, *_CLOSED, *_SYSTEMS, *_WORDS, "Ap", "Fl", "Fn", "In", "Nm", "Ns", "Pf", "Xo", "Xc", "Xr"}
+_INLINE = {
+    *_ENCLOSED,
+    *_OPENED,
+    *_CLOSED,
+    *_SYSTEMS,
+    *_WORDS,
+    "Ap",
+    "Fl",
+    "Fn",
+    "In",
+    "Nm",
+    "Ns",
+    "Pf",
+    "Xo",
+    "Xc",
+    "Xr",
+}
 _STRINGS = {
     "Ba": "|", "Ge": ">=", "Gt": ">", "If": "infinity", "Le": "<=", "Lq": '"', "Lt": "<", "Na": "NaN", "Ne": "!=",
     "Pm": "+-", "Rq": '"', "Am": "&", "q": '"', "lq": '"', "rq": '"', "ua": "^", "Pi": "pi",
@@ -38,6 +54,13 @@ _ESCAPE = re.compile(
     r"|f(?:\(..|\[[^\]]*\]|.)|s[+-]?\d+|[hvw]'[^']*'|k.|(?P<single>.))"
 )
 _WORD = re.compile(r'"((?:[^"]|"")*)"?|(\S+)')
+_BLOCKS = {
+    "Bd", "Bl", "Cd", "D1", "Dl", "Ed", "El", "Ex", "Fc", "Fn", "Fo", "Ft", "In", "It", "Lb", "Lp", "Pp", "Re",
+    "Rs", "Rv", "Sh", "Ss", "br", "sp",
+}  # fmt: skip
+"""Macros with a method of their own."""
+_NAMES_OF_PEOPLE = {"AUTHOR", "AUTHORS"}
+"""Sections that are left out."""
 _CLOSING = set(".,:;)]?!") | {"'s"}
 _OPENING = set("([")
 
@@ -94,6 +117,7 @@ class _Page:
         self._is_synopsis = False
         self._reference: list[str] | None = None
         self._skips = False
+        self._is_hidden = False
 
     def render(self, source: str) -> str:
         """The text of the page."""
@@ -103,6 +127,8 @@ class _Page:
                 self._skips = True
             elif self._skips:
                 self._skips = not line.startswith("..")
+            elif self._is_hidden and not line.startswith(".Sh"):
+                continue
             elif line.startswith((".", "'")) and not line.startswith(("...", "'\\\"", '.\\"', "'.")):
                 self._macro(line[1:].strip())
             elif not line.startswith(('.\\"', "'\\\"", '\\"')):
@@ -112,7 +138,7 @@ class _Page:
 
     def _text_line(self, line: str) -> None:
         if any(self._verbatim):
-            self._out.append(("    " + " " * self._margin + _plain(line)).rstrip())
+            self._out.append(("    " + " " * self._margin + _plain(line).expandtabs()).rstrip())
         elif line.strip():
             self._words.append(_plain(line.strip()))
             self._is_glued = False
@@ -124,7 +150,7 @@ class _Page:
         arguments = [quoted.replace('""', '"') if word == "" else word for quoted, word in _WORD.findall(rest)]
         if arguments and '\\"' in rest:
             arguments = [quoted if word == "" else word for quoted, word in _WORD.findall(rest.split('\\"')[0])]
-        block = getattr(self, f"_do_{name}", None)
+        block = getattr(self, f"_do_{name.lower()}") if name in _BLOCKS else None
         if block is not None:
             block(arguments)
         elif name.startswith("%"):
@@ -169,59 +195,61 @@ class _Page:
         if self._out[-1]:
             self._out.append("")
 
-    def _do_Sh(self, arguments: list[str]) -> None:
+    def _do_sh(self, arguments: list[str]) -> None:
         self._break()
         self._margin, self._lists, self._verbatim = 0, [], []
         title = _plain(" ".join(arguments))
         self._is_synopsis = title == "SYNOPSIS"
-        self._out.append(title)
+        self._is_hidden = title in _NAMES_OF_PEOPLE
+        if not self._is_hidden:
+            self._out.append(title)
 
-    def _do_Ss(self, arguments: list[str]) -> None:
+    def _do_ss(self, arguments: list[str]) -> None:
         self._break()
         self._out.append("  " + _plain(" ".join(arguments)))
 
-    def _do_Pp(self, _: list[str]) -> None:
+    def _do_pp(self, _: list[str]) -> None:
         if any(self._verbatim):
             self._out.append("")
         else:
             self._break()
 
-    _do_Lp = _do_sp = _do_Pp
+    _do_lp = _do_sp = _do_pp
 
     def _do_br(self, _: list[str]) -> None:
         self._paragraph()
 
-    def _do_Bd(self, arguments: list[str]) -> None:
+    def _do_bd(self, arguments: list[str]) -> None:
         self._break()
         self._verbatim.append("-literal" in arguments or "-unfilled" in arguments)
 
-    def _do_Ed(self, _: list[str]) -> None:
+    def _do_ed(self, _: list[str]) -> None:
         self._paragraph()
         if self._verbatim:
             self._verbatim.pop()
         self._break()
 
-    def _do_Dl(self, arguments: list[str]) -> None:
+    def _do_dl(self, arguments: list[str]) -> None:
         self._break()
         line = _Line(self._name)
         line.read(arguments if arguments and arguments[0] in _INLINE else ["Li", *arguments])
         self._out.append(" " * (8 + self._margin) + line.text())
         self._break()
 
-    _do_D1 = _do_Dl
+    _do_d1 = _do_dl
 
-    def _do_Bl(self, arguments: list[str]) -> None:
+    def _do_bl(self, arguments: list[str]) -> None:
         self._break()
         kind = arguments[0] if arguments else ""
         self._lists.append((kind, self._margin))
 
-    def _do_El(self, _: list[str]) -> None:
+    def _do_el(self, _: list[str]) -> None:
         self._paragraph()
         if self._lists:
             self._margin = self._lists.pop()[1]
         self._break()
 
-    def _do_It(self, arguments: list[str]) -> None:
+    def _do_it(self, arguments: list[str]) -> None:
         self._paragraph()
         kind, margin = self._lists[-1] if self._lists else ("", 0)
         self._margin = margin
@@ -239,53 +267,58 @@ class _Page:
         line.read(arguments if arguments and arguments[0] in _INLINE else ["No", *arguments])
         return line.text()
 
-    def _do_Fo(self, arguments: list[str]) -> None:
+    def _do_fo(self, arguments: list[str]) -> None:
         self._call = []
         if self._is_synopsis:
             self._paragraph()
         self._words.append(_plain(" ".join(arguments)))
 
-    def _do_Fc(self, arguments: list[str]) -> None:
+    def _do_fc(self, arguments: list[str]) -> None:
         call, self._call = self._call or [], None
         if self._words:
             self._words[-1] += f"({', '.join(call)})" + _plain("".join(arguments))
         if self._is_synopsis:
             self._paragraph()
 
-    def _do_Ft(self, arguments: list[str]) -> None:
+    def _do_ft(self, arguments: list[str]) -> None:
         if self._is_synopsis:
             self._paragraph()
         self._inline(["Ft", *arguments])
 
-    def _do_Fn(self, arguments: list[str]) -> None:
+    def _do_cd(self, arguments: list[str]) -> None:
+        self._inline(["Cd", *arguments])
+        if self._is_synopsis:
+            self._paragraph()
+
+    def _do_fn(self, arguments: list[str]) -> None:
         self._inline(["Fn", *arguments])
         if self._is_synopsis:
             self._paragraph()
 
-    def _do_In(self, arguments: list[str]) -> None:
+    def _do_in(self, arguments: list[str]) -> None:
         if self._is_synopsis:
             self._paragraph()
             self._out.append("    #include <" + _plain("".join(arguments)) + ">")
         else:
             self._inline(["In", *arguments])
 
-    def _do_Rs(self, _: list[str]) -> None:
+    def _do_rs(self, _: list[str]) -> None:
         self._paragraph()
         self._reference = []
 
-    def _do_Re(self, _: list[str]) -> None:
+    def _do_re(self, _: list[str]) -> None:
         parts, self._reference = self._reference or [], None
         if parts:
             self._words.append(", ".join(parts) + ".")
             self._paragraph()
 
-    def _do_Lb(self, arguments: list[str]) -> None:
+    def _do_lb(self, arguments: list[str]) -> None:
         self._words.append(f"library {_plain(' '.join(arguments))}")
 
-    def _do_Ex(self, _: list[str]) -> None:
+    def _do_ex(self, _: list[str]) -> None:
         self._words.append(f"The {self._name} utility exits 0 on success, and >0 if an error occurs.")
 
-    def _do_Rv(self, arguments: list[str]) -> None:
+    def _do_rv(self, arguments: list[str]) -> None:
         names = " and ".join(f"{name}()" for name in arguments if not name.startswith("-")) or f"{self._name}()"
         self._words.append(
             f"The {names} function returns the value 0 if successful; otherwise the value -1 is returned and the "
