@@ -15,6 +15,9 @@ import numpy as np
 SHINGLE_WORDS = 8
 LEAK_SHARE = 0.5
 REPEAT_SHARE = 0.8
+REPEAT_SHINGLES = 24
+"""Shorter paragraphs may stand in many documents of a part: the usual words of a manual's sections."""
+
 _SHORT_PARAGRAPH = 40
 _MULTIPLIER = 0x9E3779B97F4A7C15
 
@@ -29,7 +32,7 @@ class Counts:
         paragraphs: Paragraphs of the documents that may lose some.
         exact_leaks: Paragraphs taken out because they stand in an earlier tier word for word.
         near_leaks: Paragraphs taken out because at least half of their shingles stand in an earlier tier.
-        repeats: Paragraphs taken out because nearly all of their shingles stand in an earlier document.
+        repeats: Paragraphs taken out because nearly all of their shingles, of many, stand in an earlier document.
         shingles: Shingles that are left.
         shared_shingles: How many of these stand in an earlier tier.
     """
@@ -92,7 +95,7 @@ def remove_duplicates(
                 count.exact_leaks += 1
             elif len(first) and leaked >= LEAK_SHARE * len(first):
                 count.near_leaks += 1
-            elif repeats and len(first) and (first < document).sum() >= REPEAT_SHARE * len(first):
+            elif repeats and len(first) >= REPEAT_SHINGLES and (first < document).sum() >= REPEAT_SHARE * len(first):
                 count.repeats += 1
             else:
                 kept.append(paragraph)

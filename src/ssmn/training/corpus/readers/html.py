@@ -20,6 +20,7 @@ _BLOCKS = {
     "fieldset", "figcaption", "figure", "footer", "h1", "h2", "h3", "h4", "h5", "h6", "header", "hr", "html", "li",
     "main", "ol", "p", "pre", "section", "summary", "table", "tbody", "tfoot", "thead", "tr", "ul",
 }  # fmt: skip
+_LITERAL = {"code", "tt"}
 _INDENTED = {"blockquote", "dd", "ol", "ul"}
 _UNDERLINES = {"h1": "=", "h2": "=", "h3": "-"}
 _SPACED = {"p", "pre", "h1", "h2", "h3", "h4", "h5", "h6", "table", "ul", "ol", "dl", "blockquote"}
@@ -68,6 +69,7 @@ class _Renderer(HTMLParser):
         self._hidden = 0
         self._inside = 0
         self._verbatim = 0
+        self._literal = 0
         self._depth = 0
         self._marker = ""
         self._lists: list[int | None] = []
@@ -135,15 +137,19 @@ class _Renderer(HTMLParser):
             self._rows.append([])
         elif tag in ("td", "th"):
             self._inline = []
-        elif tag in ("code", "tt") and not self._verbatim:
-            self._inline.append("`")
+        elif tag in _LITERAL:
+            self._literal += 1
+            if self._literal == 1:
+                self._mark("`")
         elif tag == "sup":
-            self._inline.append("^")
+            self._mark("^")
 
     def _end(self) -> str:
         tag, hides, is_main = self._open.pop()
-        if tag in ("code", "tt") and not self._verbatim and not self._hidden:
-            self._inline.append("`")
+        if tag in _LITERAL:
+            self._literal -= 1
+            if self._literal == 0:
+                self._mark("`")
         elif tag in ("td", "th") and self._rows:
             self._rows[-1].append(" ".join("".join(self._inline).replace("\0", " ").split()))
             self._inline = []
@@ -165,6 +171,10 @@ class _Renderer(HTMLParser):
         self._hidden -= hides
         self._inside -= is_main
         return tag
+
+    def _mark(self, character: str) -> None:
+        if self._inside and not self._hidden and not self._verbatim:
+            self._inline.append(character)
 
     def _gap(self) -> None:
         if self._out and self._out[-1]:

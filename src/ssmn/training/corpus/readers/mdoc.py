@@ -140,7 +140,10 @@ class _Page:
         if any(self._verbatim):
             self._out.append(("    " + " " * self._margin + _plain(line).expandtabs()).rstrip())
         elif line.strip():
-            self._words.append(_plain(line.strip()))
+            if self._is_glued and self._words:
+                self._words[-1] += _plain(line.strip())
+            else:
+                self._words.append(_plain(line.strip()))
             self._is_glued = False
         else:
             self._break()
@@ -151,7 +154,9 @@ class _Page:
         if arguments and '\\"' in rest:
             arguments = [quoted if word == "" else word for quoted, word in _WORD.findall(rest.split('\\"')[0])]
         block = getattr(self, f"_do_{name.lower()}") if name in _BLOCKS else None
-        if block is not None:
+        if self._call is not None and name == "Fa":
+            self._call += [_plain(argument) for argument in arguments if argument not in _CLOSING]
+        elif block is not None:
             block(arguments)
         elif name.startswith("%"):
             (self._reference if self._reference is not None else self._words).append(_plain(" ".join(arguments)))
@@ -170,8 +175,6 @@ class _Page:
             return
         if any(self._verbatim):
             self._out.append("    " + " " * self._margin + text)
-        elif self._call is not None and tokens[0] == "Fa":
-            self._call.append(text)
         elif self._words and (self._is_glued or line.is_glued_before):
             self._words[-1] += text
         else:
@@ -284,6 +287,8 @@ class _Page:
         if self._is_synopsis:
             self._paragraph()
         self._inline(["Ft", *arguments])
+        if self._is_synopsis:
+            self._paragraph()
 
     def _do_cd(self, arguments: list[str]) -> None:
         self._inline(["Cd", *arguments])
