@@ -90,7 +90,7 @@ def _download(source: Source, cache: Path, sums: dict[str, dict[str, str]], warn
     found = _version_in(path.name, source)
     sums[source.name] = {"file": path.name, "version": found, "sha256": digest, "command": _words(command)}
     atomic_write(cache / SUMS, (json.dumps(sums, indent=2, sort_keys=True) + "\n").encode())
-    warn(f"{source.name}: {source.package} {source.version} is not to be had; took {found} instead.")
+    warn(f"{source.name}: {source.file} is not to be had; took {path.name} instead.")
     return Package(path, found, digest, _words(command), False)
 
 

@@ -30,7 +30,7 @@ class Source:
         version: The version that the recipe was written for.
         file: File name of that version.
         sha256: Its SHA-256.
-        licence: SPDX identifier, or `public domain`.
+        licence: SPDX identifier, `BSD` for several of its kind, or `public domain`.
         attribution: The copyright line or credit to hand on.
         licence_files: Patterns of the files in the package that hold the licence.
         reader: How its files become documents: a name of `ssmn.training.corpus.readers.READERS`.

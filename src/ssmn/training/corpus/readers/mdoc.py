@@ -10,7 +10,10 @@ from ssmn.training.corpus.cleaning import plain, wrapped
 from ssmn.training.corpus.documents import Document, Member
 
 _SHORTEST_PAGE = 400
-_COPYLEFT = re.compile(r"GNU (?:Lesser |Library )?General Public|GNU Free Documentation|\bL?GPL", re.IGNORECASE)
+_PERMISSIVE = re.compile(r"Redistribution and use|Permission (?:to use|is hereby granted)|public domain", re.IGNORECASE)
+_RESTRICTED = re.compile(
+    r"GNU (?:\w+ )?General Public|GNU Free Documentation|\bL?GPL|\bCDDL\b|reprinted", re.IGNORECASE
+)
 
 _ENCLOSED = {
     "Aq": "<>", "Bq": "[]", "Brq": "{}", "Dq": '""', "Op": "[]", "Pq": "()", "Ql": "`'", "Qq": '""', "Sq": "''",
@@ -68,14 +71,15 @@ _OPENING = set("([")
 def read_mdoc(members: Sequence[Member]) -> list[Document]:
     """A document for each page.
 
-    Pages that are the same as another, that are under a copyleft licence by their own words, that are
-    mostly tables, or that are not in mdoc are left out.
+    Only pages whose own comments give a permissive licence are taken; those that speak of a copyleft
+    licence or reprint a standard are left out, and so are twins of other pages, pages of tables and
+    pages in another language than mdoc.
     """
     documents = []
     seen: set[bytes] = set()
     for path, data in members:
         source = data.decode("utf-8", "replace")
-        if data in seen or ".Dd " not in source or "\n.TS" in source or _COPYLEFT.search(source):
+        if data in seen or ".Dd " not in source or "\n.TS" in source or not _is_permissive(source):
             continue
         seen.add(data)
         page, section = posixpath.basename(path).split(".")[:2]
@@ -83,6 +87,11 @@ def read_mdoc(members: Sequence[Member]) -> list[Document]:
         if len(text) >= _SHORTEST_PAGE:
             documents.append(Document(f"{posixpath.basename(posixpath.dirname(path))}/{page}", text))
     return documents
+
+
+def _is_permissive(source: str) -> bool:
+    comments = " ".join(line[3:].strip() for line in source.split("\n") if line.startswith(('.\\"', "'\\\"")))
+    return bool(_PERMISSIVE.search(comments)) and not _RESTRICTED.search(source)
 
 
 def _escaped(match: re.Match[str]) -> str:
