@@ -14,6 +14,7 @@ from ssmn import plots
 from ssmn.cli import main
 from ssmn.demo import corpus, text
 from ssmn.errors import FileError
+from ssmn.training.corpus.readers import info
 
 ASSETS = Path(str(text.ASSETS))
 
@@ -162,20 +163,20 @@ no text
 
 
 def test_the_corpus_is_plain_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus, "SHORTEST_CHAPTER", 10)
-    lib, sub = corpus.documents(INFO)
+    monkeypatch.setattr(info, "SHORTEST_CHAPTER", 10)
+    lib, sub = info.chapters(INFO)
     assert (lib.part, lib.title) == ("Lib", "Lib")
     assert lib.text == 'Lib\n***\n\nA see open() and close(). The next. With `code` and it\'s "fine".\n'
     assert (sub.part, sub.title) == ("Lib", "Sub")
     assert sub.text == "Sub of f(1)\n===========\n\nBody a\nb.\n"
     with pytest.raises(FileError, match="has no info nodes; wanted the plain-text"):
-        corpus.documents("hello")
+        info.chapters("hello")
 
 
-def chapters(count: int) -> list[corpus.Document]:
+def chapters(count: int) -> list[info.Chapter]:
     words = [f"word{n} about thing{n * n % 97}" for n in range(count * 40)]
     return [
-        corpus.Document(
+        info.Chapter(
             "part",
             f"chapter {n}",
             "\n\n".join(" ".join(words[n * 40 + p : n * 40 + p + 10]) for p in range(0, 40, 10)) + "\n",
@@ -185,7 +186,7 @@ def chapters(count: int) -> list[corpus.Document]:
 
 
 def test_held_out_chapters_are_whole_and_spread() -> None:
-    book = [*chapters(30), corpus.Document("part", "Changelog / 3.11", "x" * 9_000)]
+    book = [*chapters(30), info.Chapter("part", "Changelog / 3.11", "x" * 9_000)]
     wanted = sum(chapter.size for chapter in book[:-1]) // 3
     training, held_out = corpus.split(book, wanted)
     assert sum(chapter.size for chapter in held_out) >= wanted
@@ -201,7 +202,7 @@ def test_held_out_chapters_are_whole_and_spread() -> None:
 def test_paragraphs_that_are_held_out_are_not_trained_on() -> None:
     known, other = chapters(2)
     near = known.text.split("\n\n")[1] + " and a little more"
-    mixed = corpus.Document("part", "mixed", "\n\n".join([known.text.split("\n\n")[0], near, other.text]))
+    mixed = info.Chapter("part", "mixed", "\n\n".join([known.text.split("\n\n")[0], near, other.text]))
     (cleaned,), counts = corpus.decontaminate([mixed], [known])
     assert cleaned.text == other.text
     assert counts["exact_duplicates_removed"] == counts["near_duplicates_removed"] == 1
@@ -209,7 +210,7 @@ def test_paragraphs_that_are_held_out_are_not_trained_on() -> None:
 
 
 def test_the_recipe_writes_both_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus, "SHORTEST_CHAPTER", 10)
+    monkeypatch.setattr(info, "SHORTEST_CHAPTER", 10)
     source = tmp_path / "python3.11.info.gz"
     source.write_bytes(gzip.compress(INFO.encode()))
     report = corpus.build(tmp_path / "out", source=source, held_out_bytes=20)
