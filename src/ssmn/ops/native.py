@@ -1,8 +1,8 @@
 """The compiled kernels as torch custom ops, forward and backward.
 
-The custom ops of the namespace `ssmn` (`memory`, `memory_write`, `memory_read`, `window_attention`) mirror the functions
-of `csrc/include/ssmn.h`, which is their manual; `remember`, `write`, `read` and `attend` are the way to call them. The
-kernels compute in float32. `memory` and `window_attention` take bfloat16 as it is; the halves of the memory have inputs
+The custom ops of the namespace `ssmn` (`memory`, `memory_write`, `memory_read`, `window_attention`) mirror the
+functions of `csrc/include/ssmn.h`, which is their manual; `remember`, `write`, `read` and `attend` are the way to call
+them. The kernels compute in float32. `memory` and `window_attention` take bfloat16 as it is; the halves of the memory have inputs
 converted and results in float32.
 """
 
