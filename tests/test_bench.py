@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from ssmn import bench
-from ssmn.bench.registry import time_alternately
 from ssmn.bench.seed_table import stack_costs
+from ssmn.bench.timing import time_alternately
 from ssmn.errors import RangeError
 
 

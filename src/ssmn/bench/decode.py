@@ -19,7 +19,7 @@ from ssmn.bench.floors import READ_BYTES, Floor, read
 from ssmn.bench.footprint import can_measure, in_fresh_process
 from ssmn.bench.registry import register
 from ssmn.bench.runners import (
-    BITS,
+    FORMATS,
     SHAPES,
     EagerRunner,
     EngineRunner,
@@ -44,7 +44,7 @@ def decode(
     depths: Sequence[int] = (128, 4_096, 8_192, 32_768, 1_000_000),
     *,
     shapes: Sequence[str] = ("smollm2-135m", "control"),
-    weights: Sequence[str] = tuple(BITS),
+    weights: Sequence[str] = FORMATS,
     eager: Sequence[str] = EAGER,
     llama: bool = True,
     llama_to: int = 32_768,
@@ -129,7 +129,7 @@ def decode(
 def _check(depths: Sequence[int], shapes: Sequence[str], weights: Sequence[str], eager: Sequence[str], n: int) -> None:
     if not depths or min(depths) < 1 or n < 1:
         raise RangeError(f"decode: depths={list(depths)}; wanted some, and every number 1 or more.")
-    for name, values, known in (("shapes", shapes, SHAPES), ("weights", weights, BITS), ("eager", eager, EAGER)):
+    for name, values, known in (("shapes", shapes, SHAPES), ("weights", weights, FORMATS), ("eager", eager, EAGER)):
         for value in values:
             if value not in known:
                 raise RangeError(f"decode: {name} has {value!r}; wanted some of {', '.join(known)}.")
@@ -147,7 +147,7 @@ def _llama_file(stack: ExitStack, threads: int, notes: list[str]) -> Path | None
 
 def _smallest(weights: Sequence[str]) -> str | None:
     """The candidate of ours that rivals are compared with: that with the smallest weights."""
-    return f"ssmn engine, {min(weights, key=BITS.__getitem__)}" if weights else None
+    return f"ssmn engine, {max(weights, key=FORMATS.index)}" if weights else None
 
 
 def _speeds(
@@ -169,8 +169,8 @@ def _speeds(
         floor.call()
         reads.append(floor.rate(time.perf_counter() - start))
         for runner in runners:
-            if turn == 0 or runner.longest < float("inf"):
-                runner.place(depth)  # streams without an end may go on
+            if turn == 0 or not runner.endless:
+                runner.place(depth)
             start = time.perf_counter()
             for token in tokens:
                 runner.step(token)
@@ -205,7 +205,9 @@ def _controller(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        runners: list[Runner] = [EngineRunner(build(shape), "float32", 1)] if "float32" in weights else []
+        runners: list[Runner] = []
+        if "float32" in weights:
+            runners.append(EngineRunner(build(shape), "float32", 1))
         if "float32" in eager:
             runners.append(EagerRunner(build(shape)))
         for depth in sorted({depths[0], depths[-1]}):
@@ -215,7 +217,9 @@ def _controller(
             for turn in range(repeats + 1):
                 progress(f"{shape}, position {depth:,}, turn {turn} of {repeats}")
                 for runner in runners:
-                    found = _step_times(runner, inputs if isinstance(runner, EngineRunner) else inputs[: steps // 10 + 1])
+                    found = _step_times(
+                        runner, inputs if isinstance(runner, EngineRunner) else inputs[: steps // 10 + 1]
+                    )
                     times[runner.who] += found if turn else []
             for runner in runners:
                 runs, ours = times[runner.who], isinstance(runner, EngineRunner)

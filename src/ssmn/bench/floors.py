@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ssmn.bench.figures import spread
-from ssmn.bench.registry import time_alternately
+from ssmn.bench.timing import time_alternately
 
 GEMM_SIZE = 2048
 READ_BYTES = 256 * 2**20
@@ -35,7 +35,7 @@ class Floor:
 
 
 def gemm(dtype: torch.dtype, size: int = GEMM_SIZE) -> Floor:
-    """torch's product of two square matrices; an operation is a multiplication or an addition."""
+    """Torch's product of two square matrices; an operation is a multiplication or an addition."""
     generator = torch.Generator().manual_seed(0)
     left, right = (torch.randn(size, size, generator=generator).to(dtype) for _ in range(2))
     out = torch.empty_like(left)

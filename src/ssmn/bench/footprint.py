@@ -63,7 +63,7 @@ class Peak:
         return _kilobytes("VmHWM:") * 1024
 
 
-def in_fresh_process(function: str, threads: int, **settings: Any) -> dict[str, Any]:
+def in_fresh_process(function: str, threads: int, /, **settings: Any) -> dict[str, Any]:
     """Calls a function in a new interpreter and returns what it returns.
 
     Memory that is freed there goes back to the system at once (blocks above 64 KiB are mapped one by

@@ -15,8 +15,9 @@ from ssmn.bench import rivals
 from ssmn.bench.figures import Figure, plain, spread
 from ssmn.bench.floors import GEMM_SIZE, Floor, dtype_name, gemm
 from ssmn.bench.footprint import Peak, available_bytes, can_measure, in_fresh_process
-from ssmn.bench.registry import register, time_alternately
+from ssmn.bench.registry import register
 from ssmn.bench.seed_table import attention_counts
+from ssmn.bench.timing import time_alternately
 from ssmn.errors import RangeError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -290,9 +291,7 @@ def _footprints(mixer: str, work: Work, notes: list[str], progress: Callable[[st
         )
 
 
-def extra_memory(
-    mixer: str, who: str, heads: int, width: int, length: int, window: int, dtype: str
-) -> dict[str, int]:
+def extra_memory(mixer: str, who: str, heads: int, width: int, length: int, window: int, dtype: str) -> dict[str, int]:
     """The peak of resident memory during forward + backward, above inputs, output, cotangent and gradients.
 
     Meant for a process of its own. A short sequence runs first, so that code and threads are there.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,8 +50,7 @@ def quantised(folder: Path, threads: int) -> Path:
 
 
 def _library() -> Any:
-    import llama_cpp
-
+    llama_cpp = importlib.import_module("llama_cpp")
     _quiet(llama_cpp)
     llama_cpp.llama_backend_init()
     return llama_cpp

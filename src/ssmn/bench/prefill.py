@@ -11,9 +11,9 @@ import torch
 from ssmn.bench import peers
 from ssmn.bench.figures import Figure, plain, spread
 from ssmn.bench.floors import GEMM_SIZE, gemm
-from ssmn.bench.registry import register, time_alternately
+from ssmn.bench.registry import register
 from ssmn.bench.runners import (
-    BITS,
+    FORMATS,
     SHAPES,
     EagerRunner,
     EngineRunner,
@@ -24,6 +24,7 @@ from ssmn.bench.runners import (
     llama_weights,
     random_tokens,
 )
+from ssmn.bench.timing import time_alternately
 from ssmn.config import TextSSMNConfig
 from ssmn.errors import RangeError
 
@@ -35,7 +36,7 @@ def prefill(
     lengths: Sequence[int] = (1_024, 4_096, 8_192),
     *,
     shape: str = "smollm2-135m",
-    weights: Sequence[str] = tuple(BITS),
+    weights: Sequence[str] = FORMATS,
     eager: Sequence[str] = EAGER,
     llama: bool = True,
     repeats: int = 3,
@@ -71,7 +72,7 @@ def prefill(
     """
     if not lengths or min(*lengths, repeats) < 1:
         raise RangeError(f"prefill: lengths={list(lengths)}, repeats={repeats}; wanted 1 or more.")
-    for name, values, known in (("weights", weights, BITS), ("eager", eager, EAGER)):
+    for name, values, known in (("weights", weights, FORMATS), ("eager", eager, EAGER)):
         for value in values:
             if value not in known:
                 raise RangeError(f"prefill: {name} has {value!r}; wanted some of {', '.join(known)}.")
@@ -89,8 +90,10 @@ def prefill(
     with ExitStack() as stack:
         progress(f"{shape}: packing")
         model = build(shape)
-        runners: list[Runner] = [EngineRunner(model, name, threads) for name in weights]
-        runners += [EagerRunner(build(shape).to(getattr(torch, name))) for name in eager]
+        runners: list[Runner] = [
+            *(EngineRunner(model, name, threads) for name in weights),
+            *(EagerRunner(build(shape).to(getattr(torch, name))) for name in eager),
+        ]
         if llama and shape == "smollm2-135m":
             refused = peers.refusal()
             if refused:

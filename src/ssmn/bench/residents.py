@@ -13,7 +13,7 @@ def engine(folder: str, state: str, weights: str, threads: int) -> dict[str, Any
     import importlib
 
     running = importlib.import_module("ssmn.engine").Engine.load(folder, dtype=weights, threads=threads)
-    running.set_state(0, state)
+    running.load_state(0, state)
     for token in range(STEPS):
         running.step(token)
     return _resident()

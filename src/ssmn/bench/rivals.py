@@ -14,7 +14,7 @@ RETENTION_CHUNK = 128
 
 
 def full_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """torch's fused causal attention."""
+    """Torch's fused causal attention."""
     return functional.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
@@ -48,9 +48,11 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int, block: int = 
     joined = (x.transpose(1, 2).flatten(0, 1) for x in (queries, keys, values))
     mask = mask.repeat(q.shape[0], 1, 1)[:, None]
     out = functional.scaled_dot_product_attention(*joined, attn_mask=mask)
-    return out.unflatten(0, (q.shape[0], blocks)).transpose(1, 2).reshape(q.shape[0], shape[1], -1, v.shape[-1])[
-        :, :, :time
-    ]
+    return (
+        out.unflatten(0, (q.shape[0], blocks))
+        .transpose(1, 2)
+        .reshape(q.shape[0], shape[1], -1, v.shape[-1])[:, :, :time]
+    )
 
 
 def retention(q: Tensor, k: Tensor, v: Tensor, eta: Tensor, log_decay: Tensor, chunk: int = RETENTION_CHUNK) -> Tensor:
@@ -114,13 +116,14 @@ class Transformer(nn.Module):
         nn.init.normal_(self.embedding.weight, std=width**-0.5)
         self.blocks = nn.ModuleList(_Block(width, heads, ffn_dim) for _ in range(layers))
         self.norm = nn.RMSNorm(width, eps=1e-6)
-        self.half, self.rope_theta = width // heads // 2, rope_theta
+        self.frequencies = width // heads // 2
+        self.rope_theta = rope_theta
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Logits [B, T, vocab_size] for tokens [B, T]."""
         x = self.embedding(input_ids)
         step = torch.arange(input_ids.shape[1], dtype=torch.float64)[:, None]
-        angles = step * self.rope_theta ** (-torch.arange(self.half, dtype=torch.float64) / self.half)
+        angles = step * self.rope_theta ** (-torch.arange(self.frequencies, dtype=torch.float64) / self.frequencies)
         rotation = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
         for block in self.blocks:
             x = block(x, rotation)

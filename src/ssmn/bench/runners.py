@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import importlib.util
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,8 +21,8 @@ from ssmn.errors import RangeError
 from ssmn.models import SSMN, TextSSMN
 from ssmn.state import StreamState, WindowState
 
-BITS = {"float32": 32.0, "bfloat16": 16.0, "int8": 8.5, "int4": 4.5}
-"""Bits per weight of the engine's formats; the last two have a scale of 16 bits for 32 weights."""
+FORMATS = ("float32", "bfloat16", "int8", "int4")
+"""The engine's formats of weights, largest first."""
 
 _WARM = 1_024
 
@@ -41,8 +41,8 @@ class Runner(Protocol):
 
     who: str
     weight_bytes: float
-    longest: float
-    """The last position that it can reach here."""
+    endless: bool
+    """Whether its stream may go on for ever."""
 
     def step(self, item: Any) -> object:
         """Reads a token, or a vector [inputs]."""
@@ -68,7 +68,10 @@ def build(shape: str) -> SSMN | TextSSMN:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = SHAPES[shape]
-        return (TextSSMN(config) if isinstance(config, TextSSMNConfig) else SSMN(config)).eval()
+        if isinstance(config, SSMNConfig):
+            return SSMN(config).eval()
+        assert isinstance(config, TextSSMNConfig)
+        return TextSSMN(config).eval()
 
 
 def placed(model: SSMN | TextSSMN, depth: int) -> StreamState:
@@ -106,19 +109,28 @@ def engine_refusal() -> str | None:
 class EngineRunner:
     """`ssmn.Engine`."""
 
-    longest = float("inf")
+    endless = True
 
     def __init__(self, model: SSMN | TextSSMN, weights: str, threads: int) -> None:
         self.who = f"ssmn engine, {weights}"
         self.engine = importlib.import_module("ssmn.engine").Engine(model, dtype=weights, threads=threads)
-        self.weight_bytes = model.num_parameters() * BITS[weights] / 8
+        self.weight_bytes = float(self.engine.weight_nbytes)
         self._model = model
-        self.step: Callable[[Any], object] = self.engine.step
-        self.prefill: Callable[[Any], object] = self.engine.prefill
+
+    def step(self, item: Any) -> object:
+        """Reads a token or a vector."""
+        return self.engine.step(item)
+
+    def prefill(self, tokens: Sequence[int]) -> object:
+        """Reads tokens."""
+        return self.engine.prefill(tokens)
 
     def place(self, depth: int) -> None:
         """Goes to a position."""
-        self.engine.set_state(0, placed(self._model, depth))
+        if depth:
+            self.engine.set_state(0, placed(self._model, depth))
+        else:
+            self.engine.reset(0)
 
     def close(self) -> None:
         """Nothing to free."""
@@ -127,7 +139,7 @@ class EngineRunner:
 class EagerRunner:
     """The model itself, step by step in torch."""
 
-    longest = float("inf")
+    endless = True
 
     def __init__(self, model: SSMN | TextSSMN) -> None:
         dtype = next(model.parameters()).dtype
@@ -160,12 +172,12 @@ class EagerRunner:
 class LlamaRunner:
     """SmolLM2-135M in llama.cpp, in Q4_0."""
 
+    endless = False
+
     def __init__(self, weights: Path, positions: int, threads: int) -> None:
         self.llama = peers.Llama(weights, positions, threads)
         self.who = f"llama.cpp, {self.llama.format}"
         self.weight_bytes = float(self.llama.weight_bytes)
-        self.longest = positions
-        self._start = 0
 
     def step(self, item: int) -> None:
         """Reads a token."""

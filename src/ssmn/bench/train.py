@@ -14,8 +14,9 @@ from ssmn.bench.figures import Figure, plain, spread
 from ssmn.bench.floors import GEMM_SIZE, gemm
 from ssmn.bench.footprint import Peak, can_measure, in_fresh_process
 from ssmn.bench.layers import DTYPES
-from ssmn.bench.registry import register, time_alternately
+from ssmn.bench.registry import register
 from ssmn.bench.rivals import Transformer
+from ssmn.bench.timing import time_alternately
 from ssmn.config import TextSSMNConfig
 from ssmn.errors import RangeError
 from ssmn.models import TextSSMN
