@@ -17,6 +17,7 @@ class Table:
     title: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
+    caption: str = ""
     texts: int = 2
 
 
@@ -47,9 +48,12 @@ def _panel(panel: str, figures: Sequence[Figure], ahead: Mapping[tuple[str, int,
         row += [_detail(name, figure.details.get(name)) for name in details]
         if rivals:
             ratio = ahead.get((panel, figure.length, figure.who))
-            row.append("" if ratio is None else f"{number(ratio)} ({figure.against})")
+            row.append("" if ratio is None else number(ratio))
         rows.append(row)
-    return Table(panel, [*head, "ours better by"] if rivals else head, rows)
+    if not rivals:
+        return Table(panel, head, rows)
+    against = " or ".join(dict.fromkeys(figure.against for figure in figures if figure.against))
+    return Table(panel, [*head, "factor"], rows, f"factor: how many times better {against} is")
 
 
 def _detail(name: str, value: float | None) -> str:
@@ -96,6 +100,6 @@ def markdown(record: Mapping[str, Any], command: str, extra: Sequence[Table] = (
     for table in [*tables(record), *extra]:
         line = ["---"] * table.texts + ["---:"] * (len(table.head) - table.texts)
         rows = ["| " + " | ".join(row) + " |" for row in (table.head, line, *table.rows)]
-        parts += [f"**{table.title}**", "\n".join(rows)]
+        parts += [f"**{table.title}**" + (f" ({table.caption})" if table.caption else ""), "\n".join(rows)]
     parts += [f"Left out: {note}." for note in record["results"].get("notes", [])]
     return "\n\n".join(parts) + "\n"

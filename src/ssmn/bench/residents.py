@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,11 @@ def llama(weights: str, depth: int, threads: int) -> dict[str, Any]:
     for token in range(STEPS):
         running.step(token)
     return _resident()
+
+
+def loaded(names: list[str]) -> dict[str, bool]:
+    """Which of these modules the process has loaded so far: it should be no more than it needs."""
+    return {name: name in sys.modules for name in names}
 
 
 def _resident() -> dict[str, Any]:

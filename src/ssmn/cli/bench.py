@@ -246,7 +246,10 @@ def _print_table(console: Console, table: Table) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as Drawn
 
-    drawn = Drawn(box=SIMPLE_HEAD, title=table.title, title_justify="left", title_style="bold")
+    drawn = Drawn(
+        box=SIMPLE_HEAD, title=table.title, title_justify="left", title_style="bold",
+        caption=table.caption, caption_justify="left",
+    )  # fmt: skip
     for index, name in enumerate(table.head):
         drawn.add_column(name, justify="left" if index < table.texts else "right")
     for row in table.rows:
