@@ -54,7 +54,7 @@ def memory_by_formula(
     def split(x: Tensor) -> Tensor:
         return x.reshape(heads, width)
 
-    floor = (layer.importance.plasticity_eta / 5) ** 2 + 1e-12
+    floor = (min(layer.importance.plasticity_eta, 0.5) / 5) ** 2 + 1e-12
     outputs = []
     for h, elapsed in zip(stream, times, strict=True):
         key = l2(split(layer.key.weight @ (before if layer.pairing == "previous" else h)))

@@ -201,7 +201,7 @@ class SynapticMemory(nn.Module):
         scale = chosen("eta_scale")
         assert scale is not None
         eta = (scale * eta).clamp(max=1.0)
-        strength = scale * (self.importance.plasticity_eta if base is None else base)
+        strength = (scale * (self.importance.plasticity_eta if base is None else base)).clamp(max=0.5)
         if strength.dim():
             strength = strength.unsqueeze(-1)
 
