@@ -105,7 +105,7 @@ def decode(
             for name in weights:
                 progress(f"{shape}: packing {name}")
                 runners.append(EngineRunner(model, name, threads))
-            runners += [EagerRunner(build(shape).to(getattr(torch, name))) for name in eager]
+            runners += [EagerRunner(model, name) for name in eager]
             file = None
             if llama and shape == "smollm2-135m":
                 file = _llama_file(stack, threads, notes)
@@ -209,7 +209,7 @@ def _controller(
         if "float32" in weights:
             runners.append(EngineRunner(build(shape), "float32", 1))
         if "float32" in eager:
-            runners.append(EagerRunner(build(shape)))
+            runners.append(EagerRunner(build(shape), "float32"))
         for depth in sorted({depths[0], depths[-1]}):
             times: dict[str, list[float]] = {runner.who: [] for runner in runners}
             for runner in runners:

@@ -92,7 +92,7 @@ def prefill(
         model = build(shape)
         runners: list[Runner] = [
             *(EngineRunner(model, name, threads) for name in weights),
-            *(EagerRunner(build(shape).to(getattr(torch, name))) for name in eager),
+            *(EagerRunner(model, name) for name in eager),
         ]
         if llama and shape == "smollm2-135m":
             refused = peers.refusal()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import importlib
 import importlib.util
 import tempfile
@@ -74,6 +76,7 @@ def build(shape: str) -> SSMN | TextSSMN:
         return TextSSMN(config).eval()
 
 
+@functools.lru_cache(maxsize=1)  # several runners of one model are placed in turn
 def placed(model: SSMN | TextSSMN, depth: int) -> StreamState:
     """A state at position `depth`: that after some real steps, moved on by whole turns of the window's ring.
 
@@ -141,9 +144,9 @@ class EagerRunner:
 
     endless = True
 
-    def __init__(self, model: SSMN | TextSSMN) -> None:
-        dtype = next(model.parameters()).dtype
-        self.who = f"torch eager, {str(dtype).removeprefix('torch.')}"
+    def __init__(self, model: SSMN | TextSSMN, dtype: str) -> None:
+        self._original, model = model, copy.deepcopy(model).to(getattr(torch, dtype))
+        self.who = f"torch eager, {dtype}"
         self.weight_bytes = float(sum(parameter.nbytes for parameter in model.parameters()))
         self._model, self._state = model, model.init_state(1)
         self._is_text = isinstance(model, TextSSMN)
@@ -163,7 +166,7 @@ class EagerRunner:
 
     def place(self, depth: int) -> None:
         """Goes to a position."""
-        self._state = placed(self._model, depth)
+        self._state = placed(self._original, depth)
 
     def close(self) -> None:
         """Nothing to free."""

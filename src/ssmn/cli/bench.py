@@ -40,6 +40,7 @@ Footprint = Annotated[bool, typer.Option("--memory/--no-memory", help="Measure m
 Weights = Annotated[
     list[str] | None, typer.Option("--weights", help="float32, bfloat16, int8 or int4; may be repeated; all if absent.")
 ]
+UseTorch = Annotated[bool, typer.Option("--torch/--no-torch", help="Run our model in torch, step by step.")]
 UseLlama = Annotated[bool, typer.Option("--llama/--no-llama", help="Run llama.cpp, where it is installed.")]
 
 QUICK_FLOORS = {"gemm_size": 512, "read_bytes": 64 * 2**20, "repeats": 3}
@@ -107,6 +108,7 @@ def decode(
         list[str] | None, typer.Option("--shape", help="smollm2-135m, control or tiny; may be repeated.")
     ] = None,
     weights: Weights = None,
+    torch: UseTorch = True,
     llama: UseLlama = True,
     memory: Footprint = True,
     repeats: Repeats = None,
@@ -119,7 +121,7 @@ def decode(
     markdown: Markdown = None,
 ) -> None:
     """Decoding token by token: speed and resident memory against the position; a small controller's latency."""
-    settings: dict[str, Any] = {"llama": llama, "footprint": memory}
+    settings: dict[str, Any] = {"llama": llama, "footprint": memory, **({} if torch else {"eager": ()})}
     if quick:
         settings |= {"depths": (128, 1_000), "shapes": ("tiny", "control"), "repeats": 3, "control_steps": 200}
     settings |= _given(depths=depth, shapes=shape, weights=weights, repeats=repeats)
@@ -131,6 +133,7 @@ def prefill(
     length: Lengths = None,
     shape: Annotated[str | None, typer.Option("--shape", help="smollm2-135m or tiny.")] = None,
     weights: Weights = None,
+    torch: UseTorch = True,
     llama: UseLlama = True,
     repeats: Repeats = None,
     quick: Quick = False,
@@ -142,7 +145,7 @@ def prefill(
     markdown: Markdown = None,
 ) -> None:
     """Reading a prompt into a fresh stream: tokens per second by length."""
-    settings: dict[str, Any] = {"llama": llama}
+    settings: dict[str, Any] = {"llama": llama, **({} if torch else {"eager": ()})}
     settings |= {"lengths": (128, 512), "shape": "tiny"} if quick else {}
     settings |= _given(lengths=length, shape=shape, weights=weights, repeats=repeats)
     _measure("prefill", settings, quick, threads, json, base, plot, dark, markdown)
