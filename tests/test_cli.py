@@ -21,7 +21,8 @@ from ssmn.errors import FileError
 from ssmn.state import StreamState
 from tiny import save_row_model, save_text_model
 
-SUB_VERBS = [("bench", "seed-table"), ("bench", "soak"), ("state", "info"), ("state", "fork"), ("state", "diff")]
+BENCHMARKS = [("bench", name) for name in ("layers", "train", "decode", "prefill", "seed-table", "soak")]
+SUB_VERBS = [*BENCHMARKS, ("state", "info"), ("state", "fork"), ("state", "diff")]
 TEXT = "The first line\nthe second one\nThe first line\n"
 
 
@@ -277,8 +278,9 @@ def test_doctor_says_what_runs(run: Runner) -> None:
 
 def test_doctor_without_the_native_library(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     absent = SimpleNamespace(
-        available=False, reason="no compiler was found", path=None, version=None, instruction_set=None, compiler=None
-    )
+        available=False, reason="no compiler was found", path=None, version=None, instruction_set=None, compiler=None,
+        kernels=None, runnable=(),
+    )  # fmt: skip
     monkeypatch.setattr(ssmn.native, "status", lambda: absent)
     out = " ".join(run("doctor").split())
     assert "not in use: no compiler was found" in out
@@ -286,13 +288,39 @@ def test_doctor_without_the_native_library(run: Runner, monkeypatch: pytest.Monk
     assert {test["backend"] for test in json.loads(run("doctor", "--json"))["self_test"]} == {"chunked"}
 
 
+SMALL_TABLE = ("bench", "seed-table", "--n", 40, "--w", 8, "--repeats", 1, "--quick")
+
+
 def test_bench_prints_a_table_and_keeps_the_record(run: Runner, tmp_path: Path) -> None:
     kept = tmp_path / "record.json"
-    out = run("bench", "seed-table", "--n", 40, "--w", 8, "--repeats", 1, "--json", kept)
+    out = run(*SMALL_TABLE, "--json", kept)
     assert "1,600" in out
     assert "taking turns" in " ".join(out.split())
     record = json.loads(kept.read_text())
-    assert record["settings"] == {"lengths": [40], "window": 8, "repeats": 1}
+    assert record["settings"] == {"lengths": [40], "window": 8, "dtype": "float32", "repeats": 1}
+    assert "GEMM float32" in out
+    assert "read" in record["floors"]
+
+
+def test_bench_compares_draws_and_writes_tables(run: Runner, tmp_path: Path) -> None:
+    base, tables, drawing = (tmp_path / name for name in ("base.json", "tables.md", "plot.png"))
+    run(*SMALL_TABLE, "--json", base)
+    record = json.loads(base.read_text())
+    for figure in record["results"]["figures"]:
+        for name in ("median", "low", "high"):
+            figure[name] /= 1e6
+    base.write_text(json.dumps(record))
+    out = run(*SMALL_TABLE, "--base", base, "--markdown", tables, "--plot", drawing)
+    assert out.count("WORSE") == 4
+    assert "| mixers of five layers, float32, n = 40 |" in tables.read_text()
+    assert drawing.read_bytes().startswith(b"\x89PNG")
+    run(*SMALL_TABLE, "--base", tables, code=1)
+    assert "cannot be read as a record" in run.err
+
+
+def test_bench_refuses_what_it_does_not_know(run: Runner) -> None:
+    run("bench", "layers", "--mixer", "eye", "--quick", code=1)
+    assert run.err == "ssmn: layers: mixers has 'eye'; wanted some of window, memory.\n"
 
 
 def test_bench_soak_prints_what_it_saw(run: Runner) -> None:

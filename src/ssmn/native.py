@@ -159,7 +159,6 @@ class NativeStatus:
     """The kernels that this machine can run, best first."""
 
 
-@functools.cache
 def status() -> NativeStatus:
     """What became of the C library in this process. Never raises.
 
@@ -233,7 +232,7 @@ def load(package_folders: Iterable[Path]) -> tuple[ctypes.CDLL | None, NativeSta
     kernels, runnable = loaded.ssmn_kernel_path().decode(), tuple(loaded.ssmn_kernel_paths().decode().split())
     reason = f"version {version}, kernels {kernels}: {instruction_set}, built with {compiler}"
     asked = os.environ.get(KERNELS_VARIABLE)
-    if asked and asked != kernels:
+    if asked and asked not in runnable:
         reason += f"; {KERNELS_VARIABLE}={asked} is not one of those that run here ({', '.join(runnable)})"
         warnings.warn(f"native: {reason}", stacklevel=2)
     return loaded, NativeStatus(True, reason, path, version, instruction_set, compiler, kernels, runnable)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ssmn.errors import MissingExtraError
+from ssmn.errors import MissingExtraError, RangeError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -288,6 +289,69 @@ def seed_table(results: Mapping[str, Any], look: Look = Look()) -> Figure:
             panel.set_title(title)
         _legend_below(figure, axes.flat[0], 2)
     return figure
+
+
+def cost_against_length(figures: Sequence[Mapping[str, Any]], look: Look = Look()) -> Figure:
+    """What a benchmark measured against the length of the sequence, on log axes: a panel for each kind of figure.
+
+    Args:
+        figures: Those of a record of `ssmn.bench`, as plain values. Panels with one length are left out, unless all
+            are such.
+        look: Where it is to be seen.
+
+    Raises:
+        RangeError: There is nothing to draw.
+    """
+    panels: dict[str, list[Mapping[str, Any]]] = {}
+    for figure in figures:
+        panels.setdefault(figure["panel"], []).append(figure)
+    several = {name: group for name, group in panels.items() if len({figure["length"] for figure in group}) > 1}
+    panels = several or panels
+    if not panels:
+        raise RangeError("plots: the record has no figures; wanted one of a benchmark that measures against length.")
+    columns = 1 if look.narrow or len(panels) == 1 else 2
+    rows = -(-len(panels) // columns)
+    names = dict.fromkeys(figure["who"] for group in panels.values() for figure in group)
+    ours = {figure["who"] for group in panels.values() for figure in group if figure["ours"]}
+    with _figure(look, 1.0 + 3.4 * rows, (rows, columns)) as (drawing, axes):
+        styles = _series_styles(list(names), ours, look)
+        for axis, (title, group) in zip(axes.flat, panels.items(), strict=False):
+            for who in dict.fromkeys(figure["who"] for figure in group):
+                points = sorted((f for f in group if f["who"] == who), key=lambda figure: figure["length"])
+                lengths = [point["length"] for point in points]
+                axis.plot(lengths, [point["median"] for point in points], **styles[who])
+                low, high = [point["low"] for point in points], [point["high"] for point in points]
+                axis.fill_between(lengths, low, high, color=styles[who]["color"], alpha=0.18, linewidth=0)
+            axis.set_xscale("log")
+            axis.set_yscale("log")
+            axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+            axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+            axis.set_ylabel(group[0]["unit"])
+            axis.set_title("\n".join(textwrap.wrap(title, 44)))
+        for axis in axes.flat[len(panels) :]:
+            axis.set_visible(False)
+        for axis in axes[-1]:
+            axis.set_xlabel("n (tokens)")
+        found = {}
+        for axis in axes.flat:
+            found |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+        drawing.legend(found.values(), found.keys(), loc="outside lower left", ncols=columns, handlelength=3.2)
+    return drawing
+
+
+def _series_styles(names: Sequence[str], ours: Collection[str], look: Look) -> dict[str, dict[str, Any]]:
+    """Ours in the first colour with full lines, rivals in the others with broken ones; markers tell them apart."""
+    blue, *others = look.colours
+    styles, seen = {}, 0
+    for index, name in enumerate(names):
+        style: dict[str, Any] = {"label": name, "marker": "osD^vP*X"[index % 8], "markersize": 5}
+        if name in ours:
+            styles[name] = {**style, "color": blue, "linestyle": "-"}
+        else:
+            broken = ("--", "-.", ":")[seen % 3]
+            styles[name] = {**style, "color": [*others, look.muted][seen % 4], "linestyle": broken}
+            seen += 1
+    return styles
 
 
 def _short(value: float) -> str:

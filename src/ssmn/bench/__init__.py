@@ -1,11 +1,27 @@
 """The benchmarks behind `ssmn bench`: one table of them, and records that can be compared later.
 
 A benchmark is a function that returns plain values; `run` adds what they depend on (machine, threads,
-versions, commit, settings) and `save` keeps that as JSON.
+versions, commit, settings, the machine's floors) and `save` keeps that as JSON.
 """
 
+from ssmn.bench.decode import decode
+from ssmn.bench.layers import layers
+from ssmn.bench.prefill import prefill
 from ssmn.bench.registry import BENCHMARKS, Benchmark, run, save
 from ssmn.bench.seed_table import attention_counts, seed_table
 from ssmn.bench.soak import soak
+from ssmn.bench.train import train
 
-__all__ = ["BENCHMARKS", "Benchmark", "attention_counts", "run", "save", "seed_table", "soak"]
+__all__ = [
+    "BENCHMARKS",
+    "Benchmark",
+    "attention_counts",
+    "decode",
+    "layers",
+    "prefill",
+    "run",
+    "save",
+    "seed_table",
+    "soak",
+    "train",
+]

@@ -1,16 +1,17 @@
-"""The table of benchmarks, their records, and how two things are timed against each other."""
+"""The table of benchmarks, and their records."""
 
 from __future__ import annotations
 
 import datetime
 import json
 import os
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ssmn import native
+from ssmn.bench.floors import measure
 from ssmn.errors import RangeError
 from ssmn.files import atomic_write
 from ssmn.probes import machine
@@ -23,31 +24,37 @@ class Benchmark:
     name: str
     summary: str
     measure: Callable[..., dict[str, Any]]
+    has_floors: bool
+    """Whether its record has the machine's floors."""
 
 
 BENCHMARKS: dict[str, Benchmark] = {}
 """All benchmarks by name."""
 
 
-def register(name: str) -> Callable[[Callable[..., dict[str, Any]]], Callable[..., dict[str, Any]]]:
+def register(
+    name: str, *, has_floors: bool = True
+) -> Callable[[Callable[..., dict[str, Any]]], Callable[..., dict[str, Any]]]:
     """Puts a function into the table; the first line of its docstring is the summary."""
 
     def decorate(measure: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-        BENCHMARKS[name] = Benchmark(name, (measure.__doc__ or "").splitlines()[0], measure)
+        BENCHMARKS[name] = Benchmark(name, (measure.__doc__ or "").splitlines()[0], measure, has_floors)
         return measure
 
     return decorate
 
 
-def run(name: str, **settings: Any) -> dict[str, Any]:
+def run(name: str, *, floors: Mapping[str, int] | None = None, **settings: Any) -> dict[str, Any]:
     """Runs a benchmark and returns its record.
 
     Args:
         name: A name out of `BENCHMARKS`.
+        floors: Settings for `ssmn.bench.floors.measure`.
         **settings: The benchmark's own; functions among them (progress) are not recorded.
 
     Returns:
-        `benchmark`, `date`, `machine`, `settings` and `results`, all plain values.
+        `benchmark`, `date`, `machine`, `kernels`, `floors` (measured first; where the benchmark has them),
+        `settings` and `results`, all plain values.
 
     Raises:
         RangeError: There is no such benchmark.
@@ -55,27 +62,14 @@ def run(name: str, **settings: Any) -> dict[str, Any]:
     if name not in BENCHMARKS:
         raise RangeError(f"bench: name={name!r}; wanted one of {', '.join(BENCHMARKS)}.")
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    record = {"benchmark": name, "date": started, "machine": machine(), "kernels": native.status().kernels}
+    if BENCHMARKS[name].has_floors:
+        record["floors"] = measure(**(floors or {}))
     results = BENCHMARKS[name].measure(**settings)
     plain = {key: value for key, value in settings.items() if not callable(value)}
-    return {"benchmark": name, "date": started, "machine": machine(), "settings": plain, "results": results}
+    return {**record, "settings": plain, "results": results}
 
 
 def save(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Writes a record as JSON, whole or not at all."""
     atomic_write(Path(path), (json.dumps(record, indent=2) + "\n").encode())
-
-
-def time_alternately(candidates: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each call, the candidates taking turns so that the machine's moods hit them alike.
-
-    Every candidate runs once beforehand, untimed.
-    """
-    for call in candidates.values():
-        call()
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(repeats):
-        for name, call in candidates.items():
-            start = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds

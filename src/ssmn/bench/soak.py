@@ -25,7 +25,7 @@ KINDS = ("ordinary", "not a number", "zeros", "ordinary", "constant", "ordinary"
 STRETCH = 3
 
 
-@register("soak")
+@register("soak", has_floors=False)
 def soak(tokens: int = 1_000_000, *, seed: int = 0, progress: Callable[[int], None] = lambda _: None) -> dict[str, Any]:
     """One long stream in odd pieces with zeros, constants, spikes and NaN: does anything grow, break or slow down?
 

@@ -23,7 +23,7 @@ VERBS: dict[str, str] = {
     "generate": "Continue a text, from a fresh stream or a saved one.",
     "stream": "Standard input to standard output: surprise per line or byte, or predictions per row.",
     "state": "Look into saved stream states; fork, merge and compare them.",
-    "bench": "Measure this machine: the seed's table, the long soak.",
+    "bench": "Measure this machine: mixers, training, decoding, prefill, the seed's table, the long soak.",
     "doctor": "Say what would run here, and why the rest would not.",
 }
 

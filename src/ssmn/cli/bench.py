@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,38 +12,164 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ssmn.bench.report import Table
+
 app = typer.Typer(help="Measure this machine.", no_args_is_help=True)
 
 Json = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Keep the record (with machine and commit) here.")
 ]
+Base = Annotated[
+    Path | None, typer.Option("--base", metavar="FILE", help="Compare with this earlier record; worse ones are marked.")
+]
+Plot = Annotated[
+    Path | None, typer.Option("--plot", metavar="FILE.png", help="Draw the figures against length, on log axes.")
+]
+Dark = Annotated[bool, typer.Option("--dark", help="Draw on a dark background.")]
+Markdown = Annotated[
+    Path | None, typer.Option("--markdown", metavar="FILE", help="Write the tables for a document here.")
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads to use; torch's choice if absent.")]
+Repeats = Annotated[int | None, typer.Option(min=1, help="Timed runs of each.")]
+Quick = Annotated[bool, typer.Option("--quick", help="Small sizes and few runs: a try, not a measurement.")]
+Lengths = Annotated[list[int] | None, typer.Option("--n", min=1, help="Tokens; may be given several times.")]
+Dtypes = Annotated[
+    list[str] | None, typer.Option("--dtype", help="float32 or bfloat16; may be given twice; both if absent.")
+]
+Footprint = Annotated[bool, typer.Option("--memory/--no-memory", help="Measure memory, in processes of their own.")]
+Weights = Annotated[
+    list[str] | None, typer.Option("--weights", help="float32, bfloat16, int8 or int4; may be repeated; all if absent.")
+]
+UseTorch = Annotated[bool, typer.Option("--torch/--no-torch", help="Run our model in torch, step by step.")]
+UseLlama = Annotated[bool, typer.Option("--llama/--no-llama", help="Run llama.cpp, where it is installed.")]
+
+QUICK_FLOORS = {"gemm_size": 512, "read_bytes": 64 * 2**20, "repeats": 3}
+
+
+@app.command(epilog="Example: ssmn bench layers --n 10240 --json layers.json")
+def layers(
+    length: Lengths = None,
+    heads: Annotated[
+        list[str] | None, typer.Option("--heads", metavar="HxD", help="Heads x width; may be repeated; 4x64 if absent.")
+    ] = None,
+    dtype: Dtypes = None,
+    mixer: Annotated[list[str] | None, typer.Option("--mixer", help="window or memory; both if absent.")] = None,
+    window: Annotated[int, typer.Option("--w", min=1, help="Window.")] = 512,
+    forward_only: Annotated[bool, typer.Option("--forward", help="Leaves out the backward passes.")] = False,
+    flat: Annotated[bool, typer.Option("--flat/--no-flat", help="Cost per token from n = 8,192 to 1,048,576.")] = True,
+    memory: Footprint = True,
+    repeats: Repeats = None,
+    quick: Quick = False,
+    threads: Threads = None,
+    json: Json = None,
+    base: Base = None,
+    plot: Plot = None,
+    dark: Dark = False,
+    markdown: Markdown = None,
+) -> None:
+    """One mixer against torch's: time, share of the machine's matrix products, extra memory, cost per token."""
+    settings: dict[str, Any] = {"window": window, "footprint": memory}
+    settings |= {"repeats": 3, "lengths": (2_048,), "flat_lengths": (2_048, 8_192)} if quick else {}
+    settings |= {"flat_lengths": ()} if not flat else {}
+    settings |= {"passes": ("forward",)} if forward_only else {}
+    settings |= _given(lengths=length, shapes=heads, dtypes=dtype, mixers=mixer, repeats=repeats)
+    _measure("layers", settings, quick, threads, json, base, plot, dark, markdown)
+
+
+@app.command(epilog="Example: ssmn bench train --n 8192 --dtype float32")
+def train(
+    length: Lengths = None,
+    dtype: Dtypes = None,
+    window: Annotated[int, typer.Option("--w", min=1, help="Window of our window layers.")] = 512,
+    piece: Annotated[int, typer.Option(min=1, help="Tokens of a piece of our truncated back-propagation.")] = 2_048,
+    memory: Footprint = True,
+    repeats: Repeats = None,
+    quick: Quick = False,
+    threads: Threads = None,
+    json: Json = None,
+    base: Base = None,
+    plot: Plot = None,
+    dark: Dark = False,
+    markdown: Markdown = None,
+) -> None:
+    """Training a whole text model: tokens per second and peak memory, against a torch Transformer of its size."""
+    settings: dict[str, Any] = {"window": window, "piece": piece, "footprint": memory}
+    settings |= {"repeats": 1, "lengths": (1_024,), "piece": 512} if quick else {}
+    settings |= _given(lengths=length, dtypes=dtype, repeats=repeats)
+    _measure("train", settings, quick, threads, json, base, plot, dark, markdown)
+
+
+@app.command(epilog="Example: ssmn bench decode --weights int4 --depth 128 --depth 8192")
+def decode(
+    depth: Annotated[
+        list[int] | None, typer.Option("--depth", min=1, help="Position of the stream; may be repeated.")
+    ] = None,
+    shape: Annotated[
+        list[str] | None, typer.Option("--shape", help="smollm2-135m, control or tiny; may be repeated.")
+    ] = None,
+    weights: Weights = None,
+    torch: UseTorch = True,
+    llama: UseLlama = True,
+    memory: Footprint = True,
+    repeats: Repeats = None,
+    quick: Quick = False,
+    threads: Threads = None,
+    json: Json = None,
+    base: Base = None,
+    plot: Plot = None,
+    dark: Dark = False,
+    markdown: Markdown = None,
+) -> None:
+    """Decoding token by token: speed and resident memory against the position; a small controller's latency."""
+    settings: dict[str, Any] = {"llama": llama, "footprint": memory, **({} if torch else {"eager": ()})}
+    if quick:
+        settings |= {"depths": (128, 1_000), "shapes": ("tiny", "control"), "repeats": 3, "control_steps": 200}
+    settings |= _given(depths=depth, shapes=shape, weights=weights, repeats=repeats)
+    _measure("decode", settings, quick, threads, json, base, plot, dark, markdown)
+
+
+@app.command(epilog="Example: ssmn bench prefill --n 1024 --no-llama")
+def prefill(
+    length: Lengths = None,
+    shape: Annotated[str | None, typer.Option("--shape", help="smollm2-135m or tiny.")] = None,
+    weights: Weights = None,
+    torch: UseTorch = True,
+    llama: UseLlama = True,
+    repeats: Repeats = None,
+    quick: Quick = False,
+    threads: Threads = None,
+    json: Json = None,
+    base: Base = None,
+    plot: Plot = None,
+    dark: Dark = False,
+    markdown: Markdown = None,
+) -> None:
+    """Reading a prompt into a fresh stream: tokens per second by length."""
+    settings: dict[str, Any] = {"llama": llama, **({} if torch else {"eager": ()})}
+    settings |= {"lengths": (128, 512), "shape": "tiny"} if quick else {}
+    settings |= _given(lengths=length, shape=shape, weights=weights, repeats=repeats)
+    _measure("prefill", settings, quick, threads, json, base, plot, dark, markdown)
 
 
 @app.command("seed-table", epilog="Example: ssmn bench seed-table --json seed-table.json")
 def seed_table(
-    length: Annotated[list[int] | None, typer.Option("--n", min=1, help="Tokens; may be given several times.")] = None,
-    long: Annotated[bool, typer.Option("--long", help="Adds n = 100,000 (some minutes; one timed run).")] = False,
+    length: Lengths = None,
+    long: Annotated[bool, typer.Option("--long", help="Adds n = 100,000 (some minutes).")] = False,
     window: Annotated[int, typer.Option("--w", min=1, help="Window of the window layers.")] = 512,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each.")] = 5,
+    dtype: Annotated[str, typer.Option("--dtype", help="float32 or bfloat16.")] = "float32",
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each; what takes long runs once.")] = 5,
+    quick: Quick = False,
     threads: Threads = None,
     json: Json = None,
+    base: Base = None,
+    plot: Plot = None,
+    dark: Dark = False,
+    markdown: Markdown = None,
 ) -> None:
     """Operations, cache and time of full attention and of the sparse stream, at n = 1,000 and 10,000."""
-    from rich.console import Console
-
-    from ssmn import bench
-
-    _use_threads(threads)
-    console = Console()
-    lengths = tuple(length or (1_000, 10_000))
-    with console.status("measuring") as status:
-        record = bench.run("seed-table", lengths=lengths, window=window, repeats=repeats, progress=status.update)
-        if long:
-            extra = bench.run("seed-table", lengths=(100_000,), window=window, repeats=1, progress=status.update)
-            record["results"]["rows"] += extra["results"]["rows"]
-    _print_seed_table(console, record)
-    _keep(record, json)
+    lengths = tuple(length or ((100, 1_000) if quick else (1_000, 10_000))) + ((100_000,) if long else ())
+    settings = {"lengths": lengths, "window": window, "dtype": dtype, "repeats": repeats}
+    _measure("seed-table", settings, quick, threads, json, base, plot, dark, markdown)
 
 
 @app.command(epilog="Example: ssmn bench soak --tokens 100000")
@@ -66,14 +194,77 @@ def soak(
             "soak", tokens=tokens, seed=seed, progress=lambda position: bar.update(task, completed=position)
         )
     _print_soak(console, record)
-    _keep(record, json)
+    if json is not None:
+        bench.save(record, json)
+
+
+def _given(**settings: Any) -> dict[str, Any]:
+    """Those that were typed."""
+    return {name: value for name, value in settings.items() if value}
+
+
+def _measure(
+    name: str,
+    settings: dict[str, Any],
+    quick: bool,
+    threads: int | None,
+    json: Path | None,
+    base: Path | None,
+    plot: Path | None,
+    dark: bool,
+    markdown: Path | None,
+) -> None:
+    """Runs a benchmark, shows it, and writes what was asked for."""
+    from rich.console import Console
+
+    from ssmn import bench
+    from ssmn.bench import compare, report
+
+    _use_threads(threads)
+    before = None if base is None else compare.load(base)  # a wrong file is told before the minutes are spent
+    console = Console()
+    with console.status("measuring the machine's floors") as status:
+        record = bench.run(name, floors=QUICK_FLOORS if quick else None, progress=status.update, **settings)
+    if name == "seed-table":
+        _print_seed_table(console, record)
+    for table in report.tables(record):
+        _print_table(console, table)
+    for note in record["results"].get("notes", []):
+        console.print(f"[yellow]![/] {note}", highlight=False)
+    console.print(report.floors(record), highlight=False)
+    extra = [] if before is None else [report.changes(before, record)]
+    for table in extra:
+        _print_table(console, table)
+    if json is not None:
+        bench.save(record, json)
+    if markdown is not None:
+        markdown.write_text(report.markdown(record, shlex.join(["ssmn", *sys.argv[1:]]), extra), encoding="utf-8")
+    if plot is not None:
+        from ssmn import plots
+
+        plot.write_bytes(plots.png(plots.cost_against_length(record["results"]["figures"], plots.Look(dark=dark))))
+
+
+def _print_table(console: Console, table: Table) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table as Drawn
+
+    drawn = Drawn(
+        box=SIMPLE_HEAD, title=table.title, title_justify="left", title_style="bold",
+        caption=table.caption, caption_justify="left",
+    )  # fmt: skip
+    for index, name in enumerate(table.head):
+        drawn.add_column(name, justify="left" if index < table.texts else "right")
+    for row in table.rows:
+        drawn.add_row(*row, style="bold red" if "WORSE" in row else None)
+    console.print(drawn)
 
 
 def _print_seed_table(console: Console, record: dict[str, Any]) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    results, machine = record["results"], record["machine"]
+    results = record["results"]
     for row in results["rows"]:
         counts, costs, times = row["counts"], row["costs"], row["milliseconds"]
         table = Table(box=SIMPLE_HEAD)
@@ -91,11 +282,12 @@ def _print_seed_table(console: Console, record: dict[str, Any]) -> None:
             table.add_row(name, f"{full:,}", f"{stream:,}")
         table.add_row("time", f"{times['full_attention']:,.1f} ms", f"{times['sparse_stream']:,.1f} ms")
         table.add_row("time, full ÷ stream", "", f"{row['speedup']:.2f}")
+        table.add_row("time in memory updates, all plastic ÷ 80/20", "", f"{row['update_speedup']:.2f}")
         console.print(table)
     console.print(
-        f"Five layers of 4 heads × 64, float32. Timed: the mixers alone, one forward pass without gradients; torch "
-        f"SDPA (causal) × 5 against window_attention × 4 + synaptic_memory × 1 (backend {results['backend']}), taking "
-        f"turns, medians; {machine['threads']} threads, {machine['processor']}."
+        f"Five layers of 4 heads × 64, {results['dtype']}. Timed: the mixers alone, one forward pass without "
+        "gradients; torch SDPA (causal) × 5 against window_attention × 4 + synaptic_memory × 1 (backend "
+        f"{results['backend']}), and memory_write × 5 against × 1, taking turns, medians."
     )
 
 
@@ -131,10 +323,3 @@ def _use_threads(threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(threads)
-
-
-def _keep(record: dict[str, Any], path: Path | None) -> None:
-    if path is not None:
-        from ssmn import bench
-
-        bench.save(record, path)

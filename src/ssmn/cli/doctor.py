@@ -62,7 +62,10 @@ def examine() -> dict[str, Any]:
             "version": status.version,
             "instruction_set": status.instruction_set,
             "compiler": status.compiler,
+            "kernels": status.kernels,
+            "runnable": list(status.runnable),
         },
+        "SSMN_KERNELS": os.environ.get(native.KERNELS_VARIABLE),
         "SSMN_BACKEND": os.environ.get("SSMN_BACKEND"),
         "backends": dtypes,
         "extras": _extras(),
@@ -121,8 +124,22 @@ def _print(report: dict[str, Any]) -> None:
         ],
     )
     if native["available"]:
-        detail = f"{native['version']}, {native['instruction_set']}, {native['compiler']}"
-        show("Native library", [(GOOD, detail), ("", str(native["path"]))])
+        asked = report["SSMN_KERNELS"]
+        if not asked:
+            choice = "the best of them; SSMN_KERNELS=name would force another"
+        elif asked == native["kernels"]:
+            choice = f"forced by SSMN_KERNELS={asked}"
+        else:
+            choice = f"{BAD} SSMN_KERNELS={asked} is not one of them and was not used"
+        show(
+            "Native library",
+            [
+                (GOOD, f"{native['version']}, {native['instruction_set']}, {native['compiler']}"),
+                ("", str(native["path"])),
+                ("", f"kernels that run here: {', '.join(native['runnable'])}"),
+                ("", f"in use: {native['kernels']} ({choice})"),
+            ],
+        )
     else:
         way_out = f"pip install --force-reinstall --no-deps --no-binary {DISTRIBUTION} {DISTRIBUTION}"
         show(

@@ -1,0 +1,37 @@
+"""How things are timed against each other: in turns, in one process."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+
+
+def time_alternately(
+    candidates: Mapping[str, Callable[[], object]], repeats: int, patience: float = math.inf
+) -> dict[str, list[float]]:
+    """Seconds of each call, the candidates taking turns so that the machine's moods hit them alike.
+
+    Every candidate runs once beforehand, untimed: unless that run takes longer than `patience` seconds;
+    then it is the only one and it counts (what takes that long does not notice a cold start).
+
+    Args:
+        candidates: Calls by name.
+        repeats: Timed runs of each.
+        patience: Seconds.
+    """
+    seconds: dict[str, list[float]] = {}
+    for name, call in candidates.items():
+        first = _time(call)
+        seconds[name] = [first] if first > patience else []
+    turns = {name: call for name, call in candidates.items() if not seconds[name]}
+    for _ in range(repeats):
+        for name, call in turns.items():
+            seconds[name].append(_time(call))
+    return seconds
+
+
+def _time(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
