@@ -1,5 +1,7 @@
 """The compiled kernels against loops over time in float64, written here from the definitions."""
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -263,6 +265,44 @@ def test_attention_far_into_a_stream():
     compare(lambda x: attend(x, **options), lambda x: attend(x, backend="reference", **options), inputs)
 
 
+@pytest.mark.parametrize("steps", [1, 30])
+def test_attention_without_gradients_takes_the_short_way_to_the_same_numbers(steps):
+    inputs, ring = attention_inputs(steps, B, heads=(6, 3), width=10, window=20)
+    leaves = as_leaves(inputs, torch.float32)
+    watched = attend(leaves, **ring, window_size=20)
+    assert all(x.requires_grad for x in watched)
+    with torch.no_grad():
+        plain = attend(leaves, ring["position"].int(), window_size=20)
+    assert not any(x.requires_grad for x in plain)
+    assert all(map(torch.equal, watched, plain))
+
+
+def test_tensors_off_the_processor_are_refused():
+    q = torch.randn(1, 3, 2, 4)
+    with pytest.raises(ssmn.errors.BackendError, match="a tensor is on meta; wanted all on the CPU"):
+        ssmn.ops.window_attention(q, q, q, window_size=2, mask=torch.ones(1, 3).bool().to("meta"), backend="native")
+
+
+def test_attention_needs_little_memory_above_its_inputs_and_outputs():
+    """In a process of its own, since the peak of resident memory never falls."""
+    program = """
+import resource, torch, ssmn
+torch.set_num_threads(2)
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def run(steps, dtype):
+    leaves = [torch.randn(1, steps, 4, 64, dtype=dtype).requires_grad_() for _ in range(3)]
+    cotangent = torch.randn(1, steps, 4, 64, dtype=dtype)
+    before = peak()
+    o, _ = ssmn.ops.window_attention(*leaves, window_size=512, rope_theta=1e4, backend="native")
+    gradients = torch.autograd.grad(o, leaves, cotangent)
+    return peak() - before - sum(x.numel() * x.element_size() for x in (o, *gradients)) / 2**20
+for dtype in (torch.float32, torch.bfloat16): run(40, dtype)
+print(run(10240, torch.bfloat16), run(10240, torch.float32))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert max(map(float, done.stdout.split())) < 12, done.stdout
+
+
 def test_large_scores_do_not_overflow():
     q, k, v = torch.full((1, 3, 2, 4), 60.0), torch.full((1, 3, 2, 4), 60.0), torch.randn(1, 3, 2, 4)
     k[:, 1] = -60.0
@@ -305,7 +345,7 @@ def test_results_depend_neither_on_the_run_nor_on_the_threads():
         attention = as_leaves(attention, torch.float32)
         attended, keys, _ = attend(attention, **ring, window_size=300, rope_theta=1e4)
         narrow = attend([x.bfloat16() for x in attention[:3]] + attention[3:], **ring, window_size=300)[0].float()
-        total = sum((x**2).sum() for x in (o, final, attended, keys, narrow))
+        total = torch.stack([(x**2).sum() for x in (o, final, attended, keys, narrow)]).sum()
         return [o, final, attended, keys, narrow, *torch.autograd.grad(total, [*inputs, *attention])]
 
     threads = torch.get_num_threads()

@@ -7,7 +7,7 @@ namespace ssmn {
 namespace SSMN_PATH {
 
 const Kernels kKernels = {
-    SSMN_PATH_NAME, SSMN_PATH_INSTRUCTIONS, memory_write,     memory_write_backward,
+    SSMN_PATH_NAME, SSMN_PATH_INSTRUCTIONS, memory_write,   memory_write_backward,
     memory_read,    memory_read_backward,   window_forward, window_backward,
 };
 

@@ -58,7 +58,8 @@ SSMN_INLINE Vec pair(Vec low, Vec high) {
 }
 #endif
 
-// c [kTileRows, Vectors * kLanes] = or += a b, a sum over `depth` units; element (r, s) of a is a[r * a_row + s * a_step].
+// c [kTileRows, Vectors * kLanes] = or += a b, a sum over `depth` units; element (r, s) of a is a[r * a_row + s *
+// a_step].
 template <typename Unit, bool Add, int64_t Vectors>
 SSMN_INLINE void multiply_tile(
     int64_t depth,

@@ -39,9 +39,7 @@ class MemorySizes(Structure):
 class WindowSizes(Structure):
     """`ssmn_window_sizes`."""
 
-    _fields_ = [
-        (name, c_int64) for name in ("rows", "steps", "query_heads", "key_heads", "width", "streams", "window")
-    ]
+    _fields_ = [(name, c_int64) for name in ("rows", "steps", "query_heads", "key_heads", "width", "streams", "window")]
 
 
 def _pointers(count: int) -> list[type]:
