@@ -258,6 +258,18 @@ def test_bfloat16_attention_is_as_exact_as_its_type(rope_theta):
     assert max(errors.values()) < 0.01, errors
 
 
+def test_a_window_longer_than_any_stream_is_causal_attention():
+    q, k, v = (torch.randn(1, 300, 2, 8, requires_grad=True) for _ in range(3))
+    o, _ = ssmn.ops.window_attention(q, k, v, window_size=10**12, backend="native")
+    turned = [x.transpose(1, 2).double() for x in (q, k, v)]
+    expected = torch.nn.functional.scaled_dot_product_attention(*turned, is_causal=True).transpose(1, 2)
+    close(o.detach(), expected.detach())
+    cotangent = torch.randn_like(o)
+    wanted = torch.autograd.grad(expected, (q, k, v), cotangent.double())
+    for one, other in zip(torch.autograd.grad(o, (q, k, v), cotangent), wanted, strict=True):
+        close(one, other)
+
+
 def test_attention_far_into_a_stream():
     """Angles come from the integer position in float64: float32 has lost the unit by position 16,777,216."""
     inputs, _ = attention_inputs(40, 2, heads=(2, 1), width=8, window=20, rows=2)

@@ -38,10 +38,14 @@ struct Backward {
     const int64_t turns;
 
     Backward(const WindowPlan& plan, const WindowBackward& call)
-        : plan(plan),
-          call(call),
-          packing(plan.sizes.width),
-          turns((plan.sizes.window - 1 + plan.slab_size - 1) / plan.slab_size + 1) {}
+        : plan(plan), call(call), packing(plan.sizes.width), turns(count_turns(plan)) {}
+
+    // A slab, and as many as its window reaches back over; or as many as a run has.
+    static int64_t count_turns(const WindowPlan& plan) {
+        int64_t slabs = 1;
+        for (int64_t i = 0; i < plan.slab_count; ++i) slabs = larger(slabs, plan.slabs[i].first / plan.slab_size + 1);
+        return smaller(slabs, (plan.sizes.window - 1 + plan.slab_size - 1) / plan.slab_size + 1);
+    }
 
     int64_t group() const { return plan.sizes.query_heads / plan.sizes.key_heads; }
     int64_t blocks() const { return plan.slab_size / kBlock; }
