@@ -1,5 +1,7 @@
 """The compiled kernels against loops over time in float64, written here from the definitions."""
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -256,11 +258,61 @@ def test_bfloat16_attention_is_as_exact_as_its_type(rope_theta):
     assert max(errors.values()) < 0.01, errors
 
 
+def test_a_window_longer_than_any_stream_is_causal_attention():
+    q, k, v = (torch.randn(1, 300, 2, 8, requires_grad=True) for _ in range(3))
+    o, _ = ssmn.ops.window_attention(q, k, v, window_size=10**12, backend="native")
+    turned = [x.transpose(1, 2).double() for x in (q, k, v)]
+    expected = torch.nn.functional.scaled_dot_product_attention(*turned, is_causal=True).transpose(1, 2)
+    close(o.detach(), expected.detach())
+    cotangent = torch.randn_like(o)
+    wanted = torch.autograd.grad(expected, (q, k, v), cotangent.double())
+    for one, other in zip(torch.autograd.grad(o, (q, k, v), cotangent), wanted, strict=True):
+        close(one, other)
+
+
 def test_attention_far_into_a_stream():
     """Angles come from the integer position in float64: float32 has lost the unit by position 16,777,216."""
     inputs, _ = attention_inputs(40, 2, heads=(2, 1), width=8, window=20, rows=2)
     options = {"position": torch.tensor([2**40 + 1, 2**24 + 1]), "window_size": 20, "rope_theta": 1e4}
     compare(lambda x: attend(x, **options), lambda x: attend(x, backend="reference", **options), inputs)
+
+
+@pytest.mark.parametrize("steps", [1, 30])
+def test_attention_without_gradients_takes_the_short_way_to_the_same_numbers(steps):
+    inputs, ring = attention_inputs(steps, B, heads=(6, 3), width=10, window=20)
+    leaves = as_leaves(inputs, torch.float32)
+    watched = attend(leaves, **ring, window_size=20)
+    assert all(x.requires_grad for x in watched)
+    with torch.no_grad():
+        plain = attend(leaves, ring["position"].int(), window_size=20)
+    assert not any(x.requires_grad for x in plain)
+    assert all(map(torch.equal, watched, plain))
+
+
+def test_tensors_off_the_processor_are_refused():
+    q = torch.randn(1, 3, 2, 4)
+    with pytest.raises(ssmn.errors.BackendError, match="a tensor is on meta; wanted all on the CPU"):
+        ssmn.ops.window_attention(q, q, q, window_size=2, mask=torch.ones(1, 3).bool().to("meta"), backend="native")
+
+
+def test_attention_needs_little_memory_above_its_inputs_and_outputs():
+    """In a process of its own, since the peak of resident memory never falls."""
+    program = """
+import resource, torch, ssmn
+torch.set_num_threads(2)
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def run(steps, dtype):
+    leaves = [torch.randn(1, steps, 4, 64, dtype=dtype).requires_grad_() for _ in range(3)]
+    cotangent = torch.randn(1, steps, 4, 64, dtype=dtype)
+    before = peak()
+    o, _ = ssmn.ops.window_attention(*leaves, window_size=512, rope_theta=1e4, backend="native")
+    gradients = torch.autograd.grad(o, leaves, cotangent)
+    return peak() - before - sum(x.numel() * x.element_size() for x in (o, *gradients)) / 2**20
+for dtype in (torch.float32, torch.bfloat16): run(40, dtype)
+print(run(10240, torch.bfloat16), run(10240, torch.float32))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert max(map(float, done.stdout.split())) < 12, done.stdout
 
 
 def test_large_scores_do_not_overflow():
@@ -305,7 +357,7 @@ def test_results_depend_neither_on_the_run_nor_on_the_threads():
         attention = as_leaves(attention, torch.float32)
         attended, keys, _ = attend(attention, **ring, window_size=300, rope_theta=1e4)
         narrow = attend([x.bfloat16() for x in attention[:3]] + attention[3:], **ring, window_size=300)[0].float()
-        total = sum((x**2).sum() for x in (o, final, attended, keys, narrow))
+        total = torch.stack([(x**2).sum() for x in (o, final, attended, keys, narrow)]).sum()
         return [o, final, attended, keys, narrow, *torch.autograd.grad(total, [*inputs, *attention])]
 
     threads = torch.get_num_threads()

@@ -307,8 +307,9 @@ SSMN_API int32_t ssmn_window_attention(
     int64_t* final_position,   /* out [N] */
     int32_t threads);
 
-/* Gradients of ssmn_window_attention; o and lse are what it computed. d_final_keys and d_final_values may be NULL, which
- * means zeros; d_ring_keys and d_ring_values may be NULL if nobody asks; d_sinks is NULL if and only if sinks is. */
+/* Gradients of ssmn_window_attention; o and lse are what it computed. d_final_keys and d_final_values may be NULL,
+ * which means zeros; d_ring_keys and d_ring_values may be NULL if nobody asks; d_sinks is NULL if and only if sinks is.
+ */
 SSMN_API int32_t ssmn_window_attention_backward(
     const ssmn_window_sizes* sizes,
     int32_t type,

@@ -37,8 +37,7 @@ struct Forward {
     const WindowForward& call;
     const Packing<Unit> packing;
 
-    Forward(const WindowPlan& plan, const WindowForward& call)
-        : plan(plan), call(call), packing(plan.sizes.width) {}
+    Forward(const WindowPlan& plan, const WindowForward& call) : plan(plan), call(call), packing(plan.sizes.width) {}
 
     int64_t group() const { return plan.sizes.query_heads / plan.sizes.key_heads; }
     int64_t blocks() const { return plan.slab_size / kBlock; }
@@ -61,7 +60,8 @@ struct Forward {
     }
 
     void begin(
-        const WindowRun& run, int64_t head, int64_t first, int64_t count, const QueryBlock& block, float* scratch) const {
+        const WindowRun& run, int64_t head, int64_t first, int64_t count, const QueryBlock& block, float* scratch)
+        const {
         float* along = block.sums;  // not in use yet
         read_queries(
             plan, run, steps(call.in.q, plan.sizes.query_heads), true, packing, head, first, count, scratch,
@@ -160,8 +160,7 @@ struct Forward {
         const auto size = [&](int64_t b) { return smaller(kBlock, slab.count - b * kBlock); };
         for (int64_t h = 0; h < group(); ++h)
             for (int64_t b = 0; b < count; ++b)
-                begin(
-                    run, first_head + h, slab.first + b * kBlock, size(b), block(blocks_at, h * count + b), scratch);
+                begin(run, first_head + h, slab.first + b * kBlock, size(b), block(blocks_at, h * count + b), scratch);
 
         const Keys k{steps(call.in.k, plan.sizes.key_heads), call.in.ring_keys, true};
         const Keys v{steps(call.in.v, plan.sizes.key_heads), call.in.ring_values, false};
@@ -190,22 +189,11 @@ struct Forward {
     }
 };
 
-// Multiply-adds of a forward pass.
-double operations(const WindowPlan& plan) {
-    double pairs = 0.0;
-    for (int64_t i = 0; i < plan.slab_count; ++i) {
-        const WindowRun& run = plan.runs[plan.slabs[i].run];
-        const int64_t last = run.carried + plan.slabs[i].first + plan.slabs[i].count;
-        pairs += static_cast<double>(plan.slabs[i].count) * smaller(plan.sizes.window, last);
-    }
-    return 2.0 * pairs * plan.sizes.query_heads * plan.sizes.width;
-}
-
 template <typename Unit>
 int32_t attend(const WindowPlan& plan, const WindowForward& call) {
     const Forward<Unit> forward(plan, call);
     return parallel_for(
-        plan.slab_count * plan.sizes.key_heads, call.threads, operations(plan), forward.workspace(), forward);
+        plan.slab_count * plan.sizes.key_heads, call.threads, 2.0 * plan.multiplications, forward.workspace(), forward);
 }
 
 constexpr int64_t kRows = 64;  // steps, or slots, of a task that only copies

@@ -12,12 +12,12 @@ namespace ssmn {
 
 struct WindowRun {
     int64_t stream;
-    int64_t row;        // the flat number of the first step of the run's row
-    int64_t first;      // its first step in that row, or in WindowPlan::steps if there is such a table
-    int64_t count;      // of its steps
-    int64_t carried;    // keys that it finds in the ring
-    int64_t start;      // position of its first step
-    int64_t first_turn; // of its coarse rotary angles
+    int64_t row;         // the flat number of the first step of the run's row
+    int64_t first;       // its first step in that row, or in WindowPlan::steps if there is such a table
+    int64_t count;       // of its steps
+    int64_t carried;     // keys that it finds in the ring
+    int64_t start;       // position of its first step
+    int64_t first_turn;  // of its coarse rotary angles
 };
 
 struct WindowSlab {
@@ -33,9 +33,10 @@ struct WindowPlan {
     const WindowRun* runs;
     const WindowSlab* slabs;
     int64_t slab_count;
-    int64_t slab_size;           // queries in every slab of a run but the last
-    const int64_t* final_run;    // [N] the run whose end is the stream's
-    // cos and sin of the rotary angles are those of position start + i with i = turn * n + m, by addition of angles:
+    int64_t slab_size;         // queries in every slab of a run but the last
+    const int64_t* final_run;  // [N] the run whose end is the stream's
+    double multiplications;    // multiply-adds of all scores
+    // Rotary angles, cos and sin: the position start + i, i = turn * n + m, has the sum of two.
     int64_t turn;          // m < turn
     const double* coarse;  // [turns, 2, D / 2] of start + turn * n; null if nothing rotates
     const double* fine;    // [turn, 2, D / 2] of m

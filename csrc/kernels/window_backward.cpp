@@ -38,10 +38,14 @@ struct Backward {
     const int64_t turns;
 
     Backward(const WindowPlan& plan, const WindowBackward& call)
-        : plan(plan),
-          call(call),
-          packing(plan.sizes.width),
-          turns((plan.sizes.window - 1 + plan.slab_size - 1) / plan.slab_size + 1) {}
+        : plan(plan), call(call), packing(plan.sizes.width), turns(count_turns(plan)) {}
+
+    // A slab, and as many as its window reaches back over; or as many as a run has.
+    static int64_t count_turns(const WindowPlan& plan) {
+        int64_t slabs = 1;
+        for (int64_t i = 0; i < plan.slab_count; ++i) slabs = larger(slabs, plan.slabs[i].first / plan.slab_size + 1);
+        return smaller(slabs, (plan.sizes.window - 1 + plan.slab_size - 1) / plan.slab_size + 1);
+    }
 
     int64_t group() const { return plan.sizes.query_heads / plan.sizes.key_heads; }
     int64_t blocks() const { return plan.slab_size / kBlock; }
@@ -57,9 +61,7 @@ struct Backward {
     Steps<const void> steps(const void* data, int64_t heads) const {
         return {data, call.in.bfloat16, heads, plan.sizes.width};
     }
-    Steps<void> gradients(void* data, int64_t heads) const {
-        return {data, call.in.bfloat16, heads, plan.sizes.width};
-    }
+    Steps<void> gradients(void* data, int64_t heads) const { return {data, call.in.bfloat16, heads, plan.sizes.width}; }
 
     QueryBlock block(float* blocks_at, int64_t number) const {
         QueryBlock block;
@@ -75,7 +77,8 @@ struct Backward {
 
     // Returns the part of the sink's gradient.
     double begin(
-        const WindowRun& run, int64_t head, int64_t first, int64_t count, const QueryBlock& block, float* scratch) const {
+        const WindowRun& run, int64_t head, int64_t first, int64_t count, const QueryBlock& block, float* scratch)
+        const {
         const int64_t heads = plan.sizes.query_heads, padded = packing.padded;
         float* turn = scratch + kBlock * padded;
         float* along = block.d_query;  // not in use yet
@@ -98,8 +101,7 @@ struct Backward {
             for (int64_t d = 0; d < packing.width; ++d) through += scratch[i * padded + d] * turn[d];
             block.lse[i] = lse * kLog2OfE;
             block.through[i] = through;
-            if (call.in.sinks != nullptr)
-                d_sink -= static_cast<double>(std::exp(call.in.sinks[head] - lse)) * through;
+            if (call.in.sinks != nullptr) d_sink -= static_cast<double>(std::exp(call.in.sinks[head] - lse)) * through;
         }
         for (int64_t i = 0; i < kBlock * padded; ++i) block.d_query[i] = 0.0f;
         return d_sink;
@@ -308,22 +310,11 @@ struct Backward {
     }
 };
 
-// Multiply-adds of a backward pass.
-double operations(const WindowPlan& plan) {
-    double pairs = 0.0;
-    for (int64_t i = 0; i < plan.slab_count; ++i) {
-        const WindowRun& run = plan.runs[plan.slabs[i].run];
-        const int64_t last = run.carried + plan.slabs[i].first + plan.slabs[i].count;
-        pairs += static_cast<double>(plan.slabs[i].count) * smaller(plan.sizes.window, last);
-    }
-    return 5.0 * pairs * plan.sizes.query_heads * plan.sizes.width;
-}
-
 template <typename Unit>
 int32_t differentiate(const WindowPlan& plan, const WindowBackward& call) {
     const Backward<Unit> backward(plan, call);
     const int64_t heads = plan.sizes.key_heads;
-    const double each = operations(plan) / static_cast<double>(backward.turns);
+    const double each = 5.0 * plan.multiplications / static_cast<double>(backward.turns);
     for (int64_t turn = 0; turn < backward.turns; ++turn) {
         const int32_t status = parallel_for(
             plan.slab_count * heads, call.threads, each, backward.workspace(), [&](int64_t task, float* workspace) {

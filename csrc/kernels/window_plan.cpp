@@ -1,4 +1,5 @@
-// Plans the rows of a window attention (segments, resets, closed steps, positions) and hands them to the kernels.
+// Plans the rows of a window attention (segments, resets, closed steps, positions) and hands them to the kernels. Not
+// compiled once per path: it uses the standard library.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -52,6 +53,7 @@ class Planner {
             static_cast<int64_t>(slabs_.size()),
             slab_size_,
             final_run_.data(),
+            multiplications_,
             turn_,
             coarse_.empty() ? nullptr : coarse_.data(),
             fine_.data(),
@@ -88,9 +90,14 @@ class Planner {
         for (const WindowRun& run : runs_) open += run.count;
         const int64_t wanted = open * sizes_.key_heads / kTasksWanted;
         slab_size_ = std::clamp((wanted + kSlabUnit - 1) / kSlabUnit * kSlabUnit, kSmallestSlab, kLargestSlab);
+        double pairs = 0.0;
         for (size_t i = 0; i < runs_.size(); ++i)
-            for (int64_t first = 0; first < runs_[i].count; first += slab_size_)
-                slabs_.push_back({static_cast<int64_t>(i), first, std::min(slab_size_, runs_[i].count - first)});
+            for (int64_t first = 0; first < runs_[i].count; first += slab_size_) {
+                const int64_t last = std::min(first + slab_size_, runs_[i].count);
+                slabs_.push_back({static_cast<int64_t>(i), first, last - first});
+                pairs += static_cast<double>(last - first) * std::min(sizes_.window, runs_[i].carried + last);
+            }
+        multiplications_ = pairs * static_cast<double>(sizes_.query_heads * sizes_.width);
     }
 
     // The angles of every position would be as many as the queries, and each takes longer than a row's rotation.
@@ -110,8 +117,7 @@ class Planner {
         int64_t turns = 0;
         for (WindowRun& run : runs_) {
             run.first_turn = turns;
-            for (int64_t i = 0; i < run.count; i += turn_, ++turns)
-                append(coarse_, static_cast<double>(run.start + i));
+            for (int64_t i = 0; i < run.count; i += turn_, ++turns) append(coarse_, static_cast<double>(run.start + i));
         }
         if (coarse_.empty()) coarse_.resize(1);
     }
@@ -124,6 +130,7 @@ class Planner {
     std::vector<WindowSlab> slabs_;
     std::vector<int64_t> final_run_;
     int64_t slab_size_ = 0;
+    double multiplications_ = 0.0;
     int64_t turn_ = 1;
     std::vector<double> coarse_, fine_;
 };

@@ -34,6 +34,15 @@ inline void read_row(const Steps<const void>& from, int64_t row, int64_t head, f
     for (; d < width; ++d) to[d] = widen(half[d]);
 }
 
+// Rows of one head lie far apart, too far for the processor to guess the next: it is told some rows before.
+constexpr int64_t kAhead = 16;
+
+SSMN_INLINE void fetch_row(const Steps<const void>& from, int64_t row, int64_t head) {
+    const int64_t size = from.bfloat16 ? 2 : 4;
+    const char* at = static_cast<const char*>(from.data) + from.at(row, head) * size;
+    for (int64_t byte = 0; byte < size * from.width; byte += 64) __builtin_prefetch(at + byte);
+}
+
 inline void write_row(const Steps<void>& to, int64_t row, int64_t head, const float* from) {
     const int64_t at = to.at(row, head), width = to.width;
     if (!to.bfloat16) {
@@ -85,9 +94,7 @@ struct Packing {
     int64_t units;   // D in units: the row, or the depth, of an operand that is summed over d
 
     explicit Packing(int64_t width)
-        : width(width),
-          padded(round_up(width, kLanes)),
-          units(round_up(width, Unit::kNumbers) / Unit::kNumbers) {}
+        : width(width), padded(round_up(width, kLanes)), units(round_up(width, Unit::kNumbers) / Unit::kNumbers) {}
 
     // Floats of scratch to pack kBlock rows.
     int64_t scratch() const { return kBlock * padded + padded; }
@@ -170,6 +177,7 @@ void read_keys(
             const int64_t slot = slot_row(plan, run, run.start - run.carried + key);
             std::memcpy(row, keys.ring + (slot * keys.steps.heads + head) * width, sizeof(float) * width);
         } else {
+            if (s + kAhead < count) fetch_row(keys.steps, plan.row(run, key - run.carried + kAhead), head);
             read_row(keys.steps, plan.row(run, key - run.carried), head, row);
             if (keys.rotates) rotate_row(plan, run, key - run.carried, false, row, turn);
         }
@@ -193,6 +201,7 @@ void read_queries(
     for (int64_t i = 0; i < kBlock; ++i) {
         float* row = rows + i * packing.padded;
         if (i < count) {
+            if (i + kAhead < count) fetch_row(queries, plan.row(run, first + i + kAhead), head);
             read_row(queries, plan.row(run, first + i), head, row);
             if (rotates) rotate_row(plan, run, first + i, false, row, turn);
         }

@@ -52,13 +52,16 @@ struct Pairs {
 
 // Units of (low[i], high[i]).
 SSMN_INLINE Vec pair(Vec low, Vec high) {
-    const VecBits x = __builtin_convertvector(to_bfloat16(low), VecBits);
-    const VecBits y = __builtin_convertvector(to_bfloat16(high), VecBits);
-    return (Vec)(x | (y << 16));
+    // Halves of the result take turns: low[0], high[0], low[1], ...
+    const __m512i order = _mm512_set_epi16(
+        31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1,
+        16, 0);
+    return (Vec)_mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low));
 }
 #endif
 
-// c [kTileRows, Vectors * kLanes] = or += a b, a sum over `depth` units; element (r, s) of a is a[r * a_row + s * a_step].
+// c [kTileRows, Vectors * kLanes] = or += a b, a sum over `depth` units; element (r, s) of a is a[r * a_row + s *
+// a_step].
 template <typename Unit, bool Add, int64_t Vectors>
 SSMN_INLINE void multiply_tile(
     int64_t depth,

@@ -350,7 +350,8 @@ std::string numbers(const ssmn_window_sizes& s) {
 }
 
 // Every feature by itself and all together, and neither ring nor final state.
-void check_features(int64_t rows, int64_t steps, int64_t query_heads, int64_t key_heads, int64_t width, int64_t window) {
+void check_features(
+    int64_t rows, int64_t steps, int64_t query_heads, int64_t key_heads, int64_t width, int64_t window) {
     for (bool bfloat16 : {false, true})
         for (int feature = 0; feature < 7; ++feature) {
             Case c;

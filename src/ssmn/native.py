@@ -54,9 +54,7 @@ class MemoryCall(Structure):
 class WindowSizes(Structure):
     """`ssmn_window_sizes`."""
 
-    _fields_ = [
-        (name, c_int64) for name in ("rows", "steps", "query_heads", "key_heads", "width", "streams", "window")
-    ]
+    _fields_ = [(name, c_int64) for name in ("rows", "steps", "query_heads", "key_heads", "width", "streams", "window")]
 
 
 class Matrix(Structure):

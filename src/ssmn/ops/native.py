@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ssmn import native
 from ssmn.config import UpdateRule
+from ssmn.errors import BackendError
 from ssmn.state import WindowState
 
 _RULES: dict[UpdateRule, int] = {"hebbian": 0, "delta": 1, "erase": 2}
@@ -129,16 +130,16 @@ def attend(
     """
     if not q.dtype == k.dtype == v.dtype == torch.bfloat16:
         q, k, v = q.float(), k.float(), v.float()
-    ring: tuple[Tensor | None, ...] = (None, None, None)
+    keys = values = position = None
     if initial_state is not None:
-        ring = (initial_state.keys.float(), initial_state.values.float(), initial_state.position)
+        keys, values, position = initial_state.keys.float(), initial_state.values.float(), initial_state.position.long()
     bounds = None if cu_seqlens is None else cu_seqlens.long()
     logits = None if sinks is None else sinks.float()
-    tensors = (q, k, v, *ring, mask, reset, bounds, logits)
+    tensors = (q, k, v, keys, values, position, mask, reset, bounds, logits)
     # The way through the dispatcher takes longer than a step.
     run = _attended if _nothing_watches(*tensors) else torch.ops.ssmn.window_attention
-    o, _, *final = run(*tensors, window_size, rope_theta, output_final_state)
-    return o, WindowState(*final) if output_final_state else None
+    o, _, *ring = run(*tensors, window_size, rope_theta, output_final_state)
+    return o, WindowState(*ring) if output_final_state else None
 
 
 def _nothing_watches(*tensors: Tensor | None) -> bool:
@@ -150,7 +151,11 @@ def _nothing_watches(*tensors: Tensor | None) -> bool:
 
 
 def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
+    if tensor is None:
+        return None
+    if tensor.device.type != "cpu":
+        raise BackendError(f"native: a tensor is on {tensor.device}; wanted all on the CPU, or backend='chunked'.")
+    return tensor.data_ptr()
 
 
 def _dense(*tensors: Tensor | None) -> list[Tensor | None]:
@@ -479,10 +484,11 @@ def _window_attention_backward(
     inputs = _dense(q, k, v, ring_keys, ring_values, position, mask, reset, cu_seqlens, sinks)
     saved = _dense(o, lse, d_o, d_final_keys, d_final_values)
     optional = (ring_keys, ring_values, sinks)
-    outputs = (*_dense_like(q, k, v), *[_optional_like(x, lse) for x in optional])
-    asked = [None if x is None else output for x, output in zip(optional, outputs[3:], strict=True)]
-    _run("ssmn_window_attention_backward", sizes, numbers[0], *inputs, *numbers[1:], *saved, *outputs[:3], *asked)
-    return outputs
+    d_q, d_k, d_v = _dense_like(q, k, v)
+    d_keys, d_values, d_sinks = (_optional_like(x, lse) for x in optional)
+    asked = [None if x is None else y for x, y in zip(optional, (d_keys, d_values, d_sinks), strict=True)]
+    _run("ssmn_window_attention_backward", sizes, numbers[0], *inputs, *numbers[1:], *saved, d_q, d_k, d_v, *asked)
+    return d_q, d_k, d_v, d_keys, d_values, d_sinks
 
 
 @_window_attention_backward.register_fake

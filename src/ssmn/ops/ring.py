@@ -1,4 +1,4 @@
-"""The window's ring as one flat range of keys, so that a kernel sees plain ranges and no ring, mask or reset."""
+"""The window's ring as one flat range of keys: chunked attention sees neither ring, mask nor reset."""
 
 from __future__ import annotations
 
