@@ -375,7 +375,7 @@ def window_attention(
         output, final = native.attend(
             q, k, v, window_size, rope_theta, sinks, mask, reset, cu_seqlens, initial_state, output_final_state
         )
-        return output.to(v.dtype), final
+        return output if output.dtype is v.dtype else output.to(v.dtype), final
     compute = state_dtype(v.dtype)
     if initial_state is None:
         zeros = k.new_zeros(*shape.values(), dtype=compute)

@@ -129,17 +129,23 @@ def attend(
         (o [B, T, Hq, D], bfloat16 if q, k and v all are and else float32; the ring after the last step or None).
     """
     if not q.dtype == k.dtype == v.dtype == torch.bfloat16:
-        q, k, v = q.float(), k.float(), v.float()
+        q, k, v = _to(q, torch.float32), _to(k, torch.float32), _to(v, torch.float32)
     keys = values = position = None
     if initial_state is not None:
-        keys, values, position = initial_state.keys.float(), initial_state.values.float(), initial_state.position.long()
-    bounds = None if cu_seqlens is None else cu_seqlens.long()
-    logits = None if sinks is None else sinks.float()
+        keys, values = _to(initial_state.keys, torch.float32), _to(initial_state.values, torch.float32)
+        position = _to(initial_state.position, torch.int64)
+    bounds = None if cu_seqlens is None else _to(cu_seqlens, torch.int64)
+    logits = None if sinks is None else _to(sinks, torch.float32)
     tensors = (q, k, v, keys, values, position, mask, reset, bounds, logits)
     # The way through the dispatcher takes longer than a step.
     run = _attended if _nothing_watches(*tensors) else torch.ops.ssmn.window_attention
     o, _, *ring = run(*tensors, window_size, rope_theta, output_final_state)
     return o, WindowState(*ring) if output_final_state else None
+
+
+def _to(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`tensor.to(dtype)`, which takes a microsecond even if there is nothing to do."""
+    return tensor if tensor.dtype is dtype else tensor.to(dtype)
 
 
 def _nothing_watches(*tensors: Tensor | None) -> bool:
@@ -153,7 +159,7 @@ def _nothing_watches(*tensors: Tensor | None) -> bool:
 def _pointer(tensor: Tensor | None) -> int | None:
     if tensor is None:
         return None
-    if tensor.device.type != "cpu":
+    if not tensor.is_cpu:
         raise BackendError(f"native: a tensor is on {tensor.device}; wanted all on the CPU, or backend='chunked'.")
     return tensor.data_ptr()
 
