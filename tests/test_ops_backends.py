@@ -144,7 +144,7 @@ def test_extreme_scores_and_sinks_do_not_overflow(backend: Backend, dtype: torch
 @pytest.mark.parametrize("backend", ["reference", "chunked", pytest.param("native", marks=needs_native)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_inputs_keep_a_float32_state(backend: Backend, dtype: torch.dtype) -> None:
-    """What comes in and goes out is rounded; what is computed and kept in between is not."""
+    """What comes in and goes out is rounded; what is kept in between is not."""
     memory, window = MemoryOp(backend, torch.float32, "delta"), WindowOp(backend, torch.float32, 11, sinks=True)
     for subject in (memory, window):
         inputs = {name: x.to(dtype) for name, x in subject.inputs(2, CHUNK + 3).items()}
@@ -154,8 +154,14 @@ def test_low_precision_inputs_keep_a_float32_state(backend: Backend, dtype: torc
         output, final = subject.run(inputs, state)
         wide, wide_final = subject.run({name: x.float() for name, x in inputs.items()}, state)
         assert output.dtype == dtype
-        assert_close(final.named_tensors(), wide_final.named_tensors(), 1e-6)
-        assert torch.equal(output, wide.to(dtype))
+        # The fused memory multiplies pairs of bfloat16 where the processor can: what goes into a product is rounded.
+        pairs = (subject, backend, dtype) == (memory, "native", torch.bfloat16)
+        assert all(x.dtype == torch.float32 for x in final.named_tensors().values() if x.is_floating_point())
+        assert_close(final.named_tensors(), wide_final.named_tensors(), 1e-2 if pairs else 1e-6)
+        if pairs:
+            assert_close({"": output.float()}, {"": wide}, 1e-2)
+        else:
+            assert torch.equal(output, wide.to(dtype))
         leaf = inputs["v"].requires_grad_()
         (gradient,) = torch.autograd.grad(subject.run({**inputs, "v": leaf}, state)[0].sum(), leaf)
         assert gradient.dtype == dtype

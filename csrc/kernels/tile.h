@@ -236,6 +236,22 @@ SSMN_APART void pair_rows(
     }
 }
 
+// The lanes x[Lane + Distance], for the upper ones any.
+template <size_t Distance, size_t... Lane>
+SSMN_INLINE Vec moved_down(Vec x, std::index_sequence<Lane...>) {
+    return __builtin_shufflevector(x, x, ((Lane + Distance) % kLanes)...);
+}
+
+// reduce_add of simd.h, without going through memory.
+SSMN_INLINE float sum_of_lanes(Vec x) {
+    constexpr auto lanes = std::make_index_sequence<kLanes>();
+    if constexpr (kLanes >= 16) x += moved_down<8>(x, lanes);
+    if constexpr (kLanes >= 8) x += moved_down<4>(x, lanes);
+    x += moved_down<2>(x, lanes);
+    x += moved_down<1>(x, lanes);
+    return x[0];
+}
+
 // The sum of x y over n numbers; n is a multiple of kLanes.
 SSMN_INLINE float dot_vectors(int64_t n, const float* x, const float* y) {
     Vec even = {}, odd = {};
@@ -245,7 +261,7 @@ SSMN_INLINE float dot_vectors(int64_t n, const float* x, const float* y) {
         odd += load(x + i + kLanes) * load(y + i + kLanes);
     }
     if (i < n) even += load(x + i) * load(y + i);
-    return reduce_add(even + odd);
+    return sum_of_lanes(even + odd);
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
 """The compiled kernels as torch custom ops, forward and backward.
 
-The custom ops of the namespace `ssmn` (`memory`, `memory_write`, `memory_read`, `banded_attention`) mirror the functions
+The custom ops of the namespace `ssmn` (`memory`, `memory_write`, `memory_read`, `banded_attention`) mirror functions
 of `csrc/include/ssmn.h`, which is their manual; `remember`, `write`, `read` and `attend` are the way to call them. The
 kernels compute in float32. `memory` takes bfloat16 as it is; the others convert half-precision inputs, and all their
 results are float32.
