@@ -213,8 +213,16 @@ SSMN_APART void narrow_rows(int64_t n, int64_t whole, const float* from, int64_t
 }
 
 SSMN_INLINE Vec pair_up(Vec first, Vec second) {
+#if defined(SSMN_BF16_DOT)
+    typedef uint16_t Halves __attribute__((vector_size(4 * SSMN_LANES)));
+    constexpr Halves order = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                              8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+    return (Vec)_mm512_permutexvar_epi16((__m512i)order, both);
+#else
     const VecBits low = __builtin_convertvector(to_bfloat16(first), VecBits);
     return (Vec)(low | __builtin_convertvector(to_bfloat16(second), VecBits) << 16);
+#endif
 }
 
 // Rows of floats to half as many rows of pairs: the first numbers of the pairs are those of an even row, the second
