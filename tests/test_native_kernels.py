@@ -10,6 +10,7 @@ from torch import Tensor
 
 import ssmn
 from ssmn import native
+from ssmn.config import Backend, UpdateRule
 from ssmn.ops import native as kernels
 
 pytestmark = pytest.mark.skipif(not native.status().available, reason=native.status().reason)
@@ -322,6 +323,109 @@ def test_large_scores_do_not_overflow():
     o, _ = ssmn.ops.window_attention(q, k, v, window_size=3, backend="native")
     means = [v[:, 0], v[:, 0], torch.stack([v[:, 0], v[:, 2]]).mean(0, dtype=torch.float64)]
     close(o, torch.stack(means, 1))
+
+
+RULES: tuple[UpdateRule, ...] = ("hebbian", "delta", "erase")
+
+
+def fused_inputs(rule: UpdateRule, steps: int, rows: int, heads: int, K: int, V: int) -> dict[str, Tensor]:
+    rng = torch.Generator().manual_seed(5)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(rows, *shape, generator=rng)
+
+    inputs = {
+        "q": torch.nn.functional.normalize(normal(steps, heads, K), dim=-1),
+        "k": torch.nn.functional.normalize(normal(steps, heads, K), dim=-1),
+        "v": normal(steps, heads, V),
+        "eta": normal(steps, heads).sigmoid(),
+        "log_decay": -0.1 * normal(steps, heads).exp(),
+        "initial_state": normal(heads, K, V),
+    }
+    return inputs | ({"erase": normal(steps, heads).sigmoid()} if rule == "erase" else {})
+
+
+def fused_results(inputs: dict[str, Tensor], rule: UpdateRule, backend: Backend, **options: Any) -> dict[str, Tensor]:
+    """Outputs and gradients, under the same random cotangents for every dtype."""
+    leaves = {name: x.detach().requires_grad_() for name, x in inputs.items()}
+    o, final = ssmn.ops.synaptic_memory(**leaves, rule=rule, output_final_state=True, backend=backend, **options)
+    assert final is not None
+    rng = torch.Generator().manual_seed(6)
+    cotangents = [torch.randn(x.shape, generator=rng).bfloat16().to(x.dtype) for x in (o, final)]
+    gradients = torch.autograd.grad([o, final], list(leaves.values()), cotangents)
+    return {"o": o, "S": final} | {f"d_{name}": x for name, x in zip(leaves, gradients, strict=True)}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("sizes", [(native.MEMORY_WINDOW + 90, 2, 3, 20, 65), (130, 1, 1, 63, 130), (1, 3, 2, 17, 63)])
+def test_the_fused_memory_in_bfloat16_against_float64(sizes: tuple[int, ...], rule: UpdateRule) -> None:
+    steps, rows, heads, K, V = sizes
+    inputs = fused_inputs(rule, steps, rows, heads, K, V)
+    mask = torch.rand(rows, steps, heads, generator=torch.Generator().manual_seed(7)) < 0.7
+    narrow = {name: x.bfloat16() if name in "qkv" else x for name, x in inputs.items()}
+    got = fused_results(narrow, rule, "native", mask=mask)
+    want = fused_results({name: x.double() for name, x in narrow.items()}, rule, "chunked", mask=mask)
+    for name, exact in want.items():
+        assert got[name].dtype == (torch.bfloat16 if name in ("o", "d_q", "d_k", "d_v") else torch.float32)
+        difference = (got[name].double() - exact).detach().abs().max()
+        assert difference <= 1e-2 * max(1.0, float(exact.detach().abs().max())), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("heads", "V"), [(1, 130), (3, 65), (4, 64)])
+def test_the_fused_memory_depends_neither_on_the_run_nor_on_the_threads(heads: int, V: int, dtype: torch.dtype) -> None:
+    inputs = fused_inputs("delta", native.MEMORY_WINDOW + 70, 1, heads, 24, V)
+    inputs |= {name: inputs[name].to(dtype) for name in "qkv"}
+    threads = torch.get_num_threads()
+    first = fused_results(inputs, "delta", "native")
+    try:
+        for count in (1, 2, 2, 5):
+            torch.set_num_threads(count)
+            assert all(torch.equal(x, first[name]) for name, x in fused_results(inputs, "delta", "native").items())
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_closed_steps_of_the_fused_memory_leave_the_state_and_take_no_gradient() -> None:
+    for steps in (1, 150):
+        inputs = fused_inputs("erase", steps, 2, 3, 12, 20)
+        got = fused_results(inputs, "erase", "native", mask=torch.zeros(2, steps, dtype=torch.bool))
+        assert torch.equal(got["S"], inputs["initial_state"])
+        for name in ("d_k", "d_v", "d_eta", "d_erase", "d_log_decay"):
+            assert not got[name].any()
+
+
+def test_the_fused_memory_keeps_one_state_per_window() -> None:
+    x = fused_inputs("delta", 2 * native.MEMORY_WINDOW + 1, 1, 2, 5, 7)
+    arguments = (x["q"], x["k"], x["v"], x["eta"], x["log_decay"], None, None, None, None, None, 1, False)
+    o, states, final = torch.ops.ssmn.memory(*arguments)
+    assert o.shape == x["v"].shape
+    assert states.shape == (1, 2, 2, 5, 7)
+    assert final.numel() == 0
+    _, wanted = ssmn.ops.synaptic_memory(
+        *(x[name][:, : native.MEMORY_WINDOW] for name in "qkv"),
+        eta=x["eta"][:, : native.MEMORY_WINDOW],
+        log_decay=x["log_decay"][:, : native.MEMORY_WINDOW],
+        output_final_state=True,
+    )
+    assert wanted is not None
+    assert torch.equal(states[:, 0], wanted)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_opcheck_fused_memory(rule: UpdateRule) -> None:
+    x = {name: y.requires_grad_() for name, y in fused_inputs(rule, 70, 2, 3, 12, 20).items()}
+    mask, reset = torch.rand(2, 70, 3) < 0.7, torch.rand(2, 70) < 0.05
+    number = RULES.index(rule)
+    arguments = (
+        *(x["q"], x["k"], x["v"], x["eta"], x["log_decay"], x.get("erase")),
+        *(mask, reset, None, x["initial_state"], number, True),
+    )
+    torch.library.opcheck(torch.ops.ssmn.memory.default, arguments)
+    o, states, final = torch.ops.ssmn.memory(*arguments)
+    inputs = [y.detach() if isinstance(y, Tensor) else y for y in arguments[:11]]
+    for d_final in (final.detach(), None):
+        torch.library.opcheck(torch.ops.ssmn.memory_backward.default, (*inputs, states.detach(), o.detach(), d_final))
 
 
 def strided(tensor: Tensor) -> Tensor:

@@ -154,9 +154,11 @@ def test_low_precision_inputs_keep_a_float32_state(backend: Backend, dtype: torc
         output, final = subject.run(inputs, state)
         wide, wide_final = subject.run({name: x.float() for name, x in inputs.items()}, state)
         assert output.dtype == dtype
-        assert_close(final.named_tensors(), wide_final.named_tensors(), 1e-6)
-        if (subject, backend, dtype) == (window, "native", torch.bfloat16):
-            # Its products have operands of bfloat16, turned keys and weights among them.
+        # The native kernels multiply pairs of bfloat16 where the processor can: what goes into a product is rounded.
+        pairs = (backend, dtype) == ("native", torch.bfloat16)
+        assert all(x.dtype == torch.float32 for x in final.named_tensors().values() if x.is_floating_point())
+        assert_close(final.named_tensors(), wide_final.named_tensors(), 1e-2 if pairs and subject is memory else 1e-6)
+        if pairs:
             assert_close({"output": output.float()}, {"output": wide}, 1e-2)
         else:
             assert torch.equal(output, wide.to(dtype))

@@ -375,8 +375,9 @@ void gather_run(
         const float* d_end =
             comes_in ? out.d_final_state + pass.stream_state(run.end, lane.head) : window.d_ends + slot;
         double through = 0.0;
-        if (starts)
-            for (int64_t i = 0; i < K; ++i) through += dot(V, d_end + i * (comes_in ? V : values), start + i * values);
+        for (int64_t i = 0; i < K && starts; ++i)
+            through += comes_in ? dot(V, d_end + i * V, start + i * values)
+                                : dot_vectors(pass.values, d_end + i * values, start + i * values);
         through *= window.from_start[at + n - 1];
         if (comes_in) {
             load_state(pass, all, d_end, spare.state);

@@ -213,8 +213,16 @@ SSMN_APART void narrow_rows(int64_t n, int64_t whole, const float* from, int64_t
 }
 
 SSMN_INLINE Vec pair_up(Vec first, Vec second) {
+#if defined(SSMN_BF16_DOT)
+    typedef uint16_t Halves __attribute__((vector_size(4 * SSMN_LANES)));
+    constexpr Halves order = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                              8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+    return (Vec)_mm512_permutexvar_epi16((__m512i)order, both);
+#else
     const VecBits low = __builtin_convertvector(to_bfloat16(first), VecBits);
     return (Vec)(low | __builtin_convertvector(to_bfloat16(second), VecBits) << 16);
+#endif
 }
 
 // Rows of floats to half as many rows of pairs: the first numbers of the pairs are those of an even row, the second
@@ -236,6 +244,22 @@ SSMN_APART void pair_rows(
     }
 }
 
+// The lanes x[Lane + Distance], for the upper ones any.
+template <size_t Distance, size_t... Lane>
+SSMN_INLINE Vec moved_down(Vec x, std::index_sequence<Lane...>) {
+    return __builtin_shufflevector(x, x, ((Lane + Distance) % kLanes)...);
+}
+
+// reduce_add of simd.h, without going through memory.
+SSMN_INLINE float sum_of_lanes(Vec x) {
+    constexpr auto lanes = std::make_index_sequence<kLanes>();
+    if constexpr (kLanes >= 16) x += moved_down<8>(x, lanes);
+    if constexpr (kLanes >= 8) x += moved_down<4>(x, lanes);
+    x += moved_down<2>(x, lanes);
+    x += moved_down<1>(x, lanes);
+    return x[0];
+}
+
 // The sum of x y over n numbers; n is a multiple of kLanes.
 SSMN_INLINE float dot_vectors(int64_t n, const float* x, const float* y) {
     Vec even = {}, odd = {};
@@ -245,7 +269,7 @@ SSMN_INLINE float dot_vectors(int64_t n, const float* x, const float* y) {
         odd += load(x + i + kLanes) * load(y + i + kLanes);
     }
     if (i < n) even += load(x + i) * load(y + i);
-    return reduce_add(even + odd);
+    return sum_of_lanes(even + odd);
 }
 
 }  // namespace

@@ -2,8 +2,8 @@
 
 The custom ops of the namespace `ssmn` (`memory`, `memory_write`, `memory_read`, `window_attention`) mirror the
 functions of `csrc/include/ssmn.h`, which is their manual; `remember`, `write`, `read` and `attend` are the way to call
-them. The kernels compute in float32. `memory` and `window_attention` take bfloat16 as it is; the halves of the memory have inputs
-converted and results in float32.
+them. The kernels compute in float32. `memory` and `window_attention` take bfloat16 as it is; the halves of the memory
+have inputs converted and results in float32.
 """
 
 from __future__ import annotations
@@ -256,11 +256,11 @@ def _memory_backward(
     d_final: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     inputs = _dense(q, k, v, eta, log_decay, erase, mask, reset, cu_seqlens, initial_state, states, d_o, d_final)
-    gradients = _dense_like(q, k, v, eta, log_decay)
+    d_q, d_k, d_v, d_eta, d_log_decay = gradients = _dense_like(q, k, v, eta, log_decay)
     d_erase, d_initial = _optional_like(erase, eta), _optional_like(initial_state, eta)
     optional = (None if erase is None else d_erase, None if initial_state is None else d_initial)
     _run("ssmn_memory_backward", _memory_call(k, v, mask, cu_seqlens, rule), *inputs, *gradients, *optional)
-    return *gradients, d_erase, d_initial
+    return d_q, d_k, d_v, d_eta, d_log_decay, d_erase, d_initial
 
 
 @_memory_backward.register_fake
