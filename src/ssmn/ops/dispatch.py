@@ -187,7 +187,8 @@ def memory_write(
         >>> ssmn.ops.memory_read(k, trace).shape
         torch.Size([2, 5, 1, 4])
     """
-    op, sizes = "memory_write", dict[str, int]()
+    op = "memory_write"
+    sizes: dict[str, int] = {}
     _check(op, k, v, eta, log_decay, erase, rule, mask, reset, cu_seqlens, initial_state, sizes)
     return _write(op, k, v, eta, log_decay, erase, rule, mask, reset, cu_seqlens, initial_state, backend, sizes)
 
