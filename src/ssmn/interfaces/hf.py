@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -33,13 +32,13 @@ try:
         PreTrainedConfig,
         PreTrainedModel,
         PreTrainedTokenizerFast,
-        initialization,
     )
     from transformers.cache_utils import (
         Cache,
         LinearAttentionAndSlidingWindowAttentionLayer,
         LinearAttentionCacheLayerMixin,
     )
+    from transformers.modeling_layers import GradientCheckpointingLayer
     from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
     from transformers.utils.generic import can_return_tuple
     from transformers.utils.output_capturing import capture_outputs
@@ -127,6 +126,10 @@ class SSMNTextConfig(PreTrainedConfig):
         return TextSSMNConfig.from_dict({original: getattr(self, name) for name, original in _SETTINGS.items()})
 
 
+class CheckpointedBlock(GradientCheckpointingLayer, Block):
+    """A block whose activations can be computed again in the backward pass instead of being kept."""
+
+
 class SSMNForCausalLM(PreTrainedModel, GenerationMixin):
     """`TextSSMN` as a causal language model of transformers.
 
@@ -151,7 +154,7 @@ class SSMNForCausalLM(PreTrainedModel, GenerationMixin):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _is_stateful = True
-    _no_split_modules: ClassVar = ["Block"]
+    _no_split_modules: ClassVar = ["CheckpointedBlock"]
     _skip_keys_device_placement: ClassVar = ["past_key_values"]
     _tied_weights_keys: ClassVar = {"lm_head.weight": "model.embedding.weight"}
     _can_record_outputs: ClassVar = {"hidden_states": Block}
@@ -160,6 +163,8 @@ class SSMNForCausalLM(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         # Where embeddings and output are separate, the output is `lm_head`, as everywhere in transformers.
         self.model = TextSSMN(dataclasses.replace(config.to_ssmn(), tie_embeddings=True))
+        for block in self.model.blocks:
+            block.__class__ = CheckpointedBlock
         self.lm_head = nn.Linear(config.hidden_dim, config.vocab_size, bias=False)
         self.post_init()
 
@@ -314,17 +319,25 @@ class SSMNForCausalLM(PreTrainedModel, GenerationMixin):
         self.model.config = dataclasses.replace(self.model.config, vocab_size=self.config.vocab_size)
         return embedding
 
-    def _init_weights(self, module: nn.Module) -> None:
-        """Gives weights that no file had the values that a new `TextSSMN` would have."""
-        if any(parameter.is_meta for parameter in module.parameters(recurse=False)):
-            return
-        if isinstance(module, TextSSMN):
-            fresh = TextSSMN(module.config)
-            for name, parameter in module.named_parameters():
-                if not parameter.is_meta:
-                    initialization.copy_(parameter, fresh.get_parameter(name).to(parameter))
-        elif module is self.lm_head:
-            initialization.kaiming_uniform_(module.weight, a=math.sqrt(5))
+    def initialize_weights(self) -> None:
+        """Gives all weights that came from no file the values that a new `TextSSMN` would have."""
+        modules = {name: x for name, x in self.named_modules() if not getattr(x, "_is_hf_initialized", False)}
+        missing = {
+            f"{owner}.{name}": parameter
+            for owner, module in modules.items()
+            for name, parameter in module.named_parameters(recurse=False)
+            if not getattr(parameter, "_is_hf_initialized", False)
+        }
+        if missing:
+            fresh = TextSSMN(self.config.to_ssmn())
+            output = fresh.embedding if fresh.output is None else fresh.output
+            weights = {f"model.{name}": parameter for name, parameter in fresh.named_parameters()}
+            weights["lm_head.weight"] = output.weight
+            with torch.no_grad():
+                for name, parameter in missing.items():
+                    parameter.copy_(weights[name])
+        for module in modules.values():
+            module._is_hf_initialized = True  # type: ignore[assignment]
 
 
 def tokenizer_from_file(path: str | Path) -> PreTrainedTokenizerFast:

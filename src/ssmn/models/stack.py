@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ssmn.config import Plasticity, StackConfig
 from ssmn.errors import ConfigError, DtypeError, FileError, RangeError, StateError
@@ -30,8 +29,6 @@ class Stack(nn.Module):
     """Front, blocks, head: everything a model needs except what goes in and what comes out."""
 
     config_class: ClassVar[type[StackConfig]]
-    gradient_checkpointing: bool = False
-    """In training, computes each block's activations again in the backward pass instead of keeping them."""
 
     def __init__(self, config: StackConfig) -> None:
         super().__init__()
@@ -152,15 +149,10 @@ class Stack(nn.Module):
         plasticity: Plasticity | None,
     ) -> tuple[Tensor, StreamState]:
         layers = []
-        options: dict[str, Any] = {
-            "mask": mask, "reset": reset, "cu_seqlens": cu_seqlens, "elapsed": elapsed, "plasticity": plasticity,
-        }  # fmt: skip
-        recompute = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         for block, layer in zip(self.blocks, state.layers, strict=True):
-            if recompute:
-                x, layer = checkpoint(block, x, layer, use_reentrant=False, preserve_rng_state=False, **options)
-            else:
-                x, layer = block(x, layer, **options)
+            x, layer = block(
+                x, layer, mask=mask, reset=reset, cu_seqlens=cu_seqlens, elapsed=elapsed, plasticity=plasticity
+            )
             layers.append(layer)
         position = count_open(state.position, x.shape[0], x.shape[1], mask, reset, cu_seqlens)
         return self.norm(x), StreamState(front, tuple(layers), None, position)
