@@ -254,15 +254,16 @@ class SSMNForCausalLM(PreTrainedModel, GenerationMixin):
         plasticity: Plasticity | None,
         **_: Any,
     ) -> BaseModelOutputWithPast:
+        packs = cache is None
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
+        state = None if cache is None else self._stream_state(cache)
         mask = reset = None
         if isinstance(input_ids, Tensor) and input_ids.dim() == 2:
             if attention_mask is not None:
                 mask = _open_steps(attention_mask, input_ids)
-            elif position_ids is not None and cache is None:
+            elif position_ids is not None and packs:
                 reset = _sequence_starts(position_ids, input_ids)
-        if use_cache and cache is None:
-            cache = DynamicCache(config=self.config)
-        state = None if cache is None else self._stream_state(cache)
         hidden, state = self.model.hidden(input_ids, state, mask=mask, reset=reset, plasticity=plasticity)  # type: ignore[arg-type]
         if cache is not None:
             _fill(cache, state, hidden.shape[1])
@@ -288,7 +289,7 @@ class SSMNForCausalLM(PreTrainedModel, GenerationMixin):
                 f"SSMNForCausalLM: past_key_values has {len(cache.layers)} layers of other kinds than this model's; "
                 "wanted DynamicCache(config=model.config), or None."
             )
-        if cache.get_recurrent_state(0) is None:
+        if not cache.layers[0].has_previous_state[0]:
             return None
         template = self.model.init_state(1)
         tensors: dict[str, Tensor] = {}
