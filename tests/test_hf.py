@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import pkgutil
 import subprocess
 import sys
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from torch import Tensor
 pytest.importorskip("transformers", reason='the extra "hf" is not installed')
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from transformers import (  # noqa: E402
+from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -27,14 +29,14 @@ from transformers import (  # noqa: E402
     pipeline,
 )
 
-from ssmn.config import LONG_TERM, ConfigError, Plasticity, TextSSMNConfig  # noqa: E402
-from ssmn.errors import FileError, ShapeError, StateError  # noqa: E402
-from ssmn.generation import generate  # noqa: E402
-from ssmn.interfaces.hf import SSMNForCausalLM, SSMNTextConfig, tokenizer_from_file  # noqa: E402
-from ssmn.models import TextSSMN, load_model  # noqa: E402
-from ssmn.state import StreamState  # noqa: E402
-from ssmn.training import Tokenizer  # noqa: E402
-from tiny import text_model  # noqa: E402
+from ssmn.config import LONG_TERM, ConfigError, Plasticity, TextSSMNConfig
+from ssmn.errors import FileError, ShapeError, StateError
+from ssmn.generation import generate
+from ssmn.interfaces.hf import SSMNForCausalLM, SSMNTextConfig, tokenizer_from_file
+from ssmn.models import TextSSMN, load_model
+from ssmn.state import StreamState
+from ssmn.training import Tokenizer
+from tiny import text_model
 
 KINDS: dict[str, dict[str, Any]] = {
     "usual": {},
@@ -239,10 +241,11 @@ def test_the_cache_is_transformers_own_and_keeps_its_size(model: SSMNForCausalLM
         "LinearAttentionAndSlidingWindowAttentionLayer",
     ]
     assert model.stream_state(cache) is None
+    window, memory = (typing.cast("Any", layer) for layer in cache.layers[:2])
     shapes = []
     for time in (3, 8, 90):
         model(ids(2, time), past_key_values=cache)
-        shapes.append([tuple(cache.layers[0].keys.shape), tuple(cache.layers[1].recurrent_states[0].shape)])
+        shapes.append([tuple(window.keys.shape), tuple(memory.recurrent_states[0].shape)])
     assert shapes == [[(2, 2, columns, 12), (2, 1, 24, 24)] for columns in (3, 5, 5)]
     assert cache.get_seq_length() == 101
     cache.reset()
@@ -326,11 +329,14 @@ def test_conversion_shares_the_weights(pair: tuple[TextSSMN, SSMNForCausalLM]) -
     assert {parameter.data_ptr() for parameter in hf.parameters()} == addresses
     assert {parameter.data_ptr() for parameter in hf.to_ssmn().parameters()} == addresses
     assert (hf.lm_head.weight is hf.model.embedding.weight) == lm.config.tie_embeddings
+    before = hf.model.embedding.weight.clone()
+    hf.init_weights()  # what some tools call once more
+    assert torch.equal(hf.model.embedding.weight, before)
 
 
 def test_weights_load_in_another_dtype(tmp_path: Path, model: SSMNForCausalLM) -> None:
     model.save_pretrained(tmp_path)
-    half = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    half: Any = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert half.to_ssmn().embedding.weight.dtype == torch.bfloat16
     tokens = ids(1, 9)
     with torch.no_grad():
@@ -430,7 +436,7 @@ def test_trainer(tmp_path: Path) -> None:
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert len(losses) == 3 and losses[-1] < 0.5 * losses[0]
-    back = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint-12")
+    back: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint-12")
     with torch.no_grad():
         loss = back(text[None], labels=text[None]).loss + back(text.flip(0)[None], labels=text.flip(0)[None]).loss
     assert trainer.evaluate()["eval_loss"] == pytest.approx(float(loss) / 2, rel=0.2)
@@ -486,9 +492,9 @@ def test_lm_evaluation_harness(folder: Path, tmp_path: Path, monkeypatch: pytest
     pytest.importorskip("lm_eval", reason="lm-eval is not installed; `make check-hf` does it")
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.chdir(Path(__file__).parent / "lm_eval_task")
-    from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
+    simple_evaluate = pkgutil.resolve_name("lm_eval:simple_evaluate")
+    HFLM = pkgutil.resolve_name("lm_eval.models.huggingface:HFLM")
+    TaskManager = pkgutil.resolve_name("lm_eval.tasks:TaskManager")
 
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     harness = HFLM(
@@ -502,7 +508,9 @@ def test_lm_evaluation_harness(folder: Path, tmp_path: Path, monkeypatch: pytest
     for sample in results["samples"]["ssmn_capitals"]:
         likely = []
         for (got,), choice in zip(sample["resps"], sample["doc"]["choices"], strict=True):
-            question, answer = (encoder.encode(x) for x in (f"The capital of {sample['doc']['country']} is", f" {choice}"))
+            question, answer = (
+                encoder.encode(x) for x in (f"The capital of {sample['doc']['country']} is", f" {choice}")
+            )
             tokens = torch.tensor([[*question.tolist(), *answer.tolist()]])
             with torch.no_grad():
                 logs = lm(tokens)[0].log_softmax(-1)[0, len(question) - 1 : -1]

@@ -35,7 +35,7 @@ for absent, name in (
     setattr(module, name, {} if name == "config_common_kwargs" else type(name, (), {}))
     sys.modules[absent] = module
 # It would load the package a second time, from the sources that stand around its tests.
-transformers.utils.direct_transformers_import = lambda *_: transformers
+transformers.utils.direct_transformers_import = lambda *_: transformers  # type: ignore[attr-defined]
 ConfigTester = importlib.import_module("tests.test_configuration_common").ConfigTester
 ModelTesterMixin = importlib.import_module("tests.test_modeling_common").ModelTesterMixin
 TrainingTesterMixin = importlib.import_module("tests.test_training_mixin").TrainingTesterMixin

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import tokenizers
 import torch
@@ -158,6 +158,8 @@ class SSMNForCausalLM(PreTrainedModel, GenerationMixin):
     _skip_keys_device_placement: ClassVar = ["past_key_values"]
     _tied_weights_keys: ClassVar = {"lm_head.weight": "model.embedding.weight"}
     _can_record_outputs: ClassVar = {"hidden_states": Block}
+    if TYPE_CHECKING:  # its own annotation asks for attributes that models of transformers do not have either
+        generate: Any
 
     def __init__(self, config: SSMNTextConfig) -> None:
         super().__init__(config)
@@ -179,6 +181,8 @@ class SSMNForCausalLM(PreTrainedModel, GenerationMixin):
         model.load_state_dict({**named, "lm_head.weight": output}, assign=True)
         model.tie_weights()
         model.config.dtype = model.dtype
+        for module in model.modules():
+            module._is_hf_initialized = True  # type: ignore[assignment]
         return model.train(lm.training)
 
     def to_ssmn(self) -> TextSSMN:
@@ -235,7 +239,9 @@ class SSMNForCausalLM(PreTrainedModel, GenerationMixin):
             output_hidden_states=kwargs.pop("output_hidden_states", self.config.output_hidden_states),
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        hidden = outputs.last_hidden_state
+        assert hidden is not None
+        logits = self.lm_head(hidden[:, kept])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
@@ -283,27 +289,28 @@ class SSMNForCausalLM(PreTrainedModel, GenerationMixin):
         return cache
 
     def _stream_state(self, cache: Cache) -> StreamState | None:
-        wanted = DynamicCache(config=self.config).layers
-        if [type(layer) for layer in cache.layers] != [type(layer) for layer in wanted]:
+        layers: list[Any] = cache.layers
+        wanted = [type(layer) for layer in DynamicCache(config=self.config).layers]
+        if [type(layer) for layer in layers] != wanted:
             raise StateError(
-                f"SSMNForCausalLM: past_key_values has {len(cache.layers)} layers of other kinds than this model's; "
+                f"SSMNForCausalLM: past_key_values has {len(layers)} layers of other kinds than this model's; "
                 "wanted DynamicCache(config=model.config), or None."
             )
-        if not cache.layers[0].has_previous_state[0]:
+        if not layers[0].has_previous_state[0]:
             return None
         template = self.model.init_state(1)
         tensors: dict[str, Tensor] = {}
-        for layer, names in zip(cache.layers, _slots(template), strict=True):
-            # The cache is written in place, which back-propagation through this call must not see.
-            held = (layer.recurrent_states[slot] for slot in range(len(names)))
-            tensors |= {name: x.clone() if torch.is_grad_enabled() else x for name, x in zip(names, held, strict=True)}
-        for number, (layer, fresh) in enumerate(zip(cache.layers, template.layers, strict=True)):
-            if isinstance(fresh, WindowState):
+        for layer, names in zip(layers, _slots(template), strict=True):
+            for slot, name in enumerate(names):
+                held = layer.recurrent_states[slot]
+                # The cache is written in place, which back-propagation through this call must not see.
+                tensors[name] = held.clone() if torch.is_grad_enabled() else held
+        for number, part in enumerate(template.layers):
+            if isinstance(part, WindowState):
                 position = tensors[f"layers.{number}.position"]
                 for name in ("keys", "values"):
-                    tensors[f"layers.{number}.{name}"] = _as_ring(
-                        getattr(layer, name), position, self.config.window_size - 1
-                    )
+                    ordered = getattr(layers[number], name)
+                    tensors[f"layers.{number}.{name}"] = _as_ring(ordered, position, part.keys.shape[1])
         return template.with_tensors(tensors)
 
     def get_input_embeddings(self) -> nn.Module:
@@ -332,7 +339,7 @@ class SSMNForCausalLM(PreTrainedModel, GenerationMixin):
         if missing:
             fresh = TextSSMN(self.config.to_ssmn())
             output = fresh.embedding if fresh.output is None else fresh.output
-            weights = {f"model.{name}": parameter for name, parameter in fresh.named_parameters()}
+            weights: dict[str, Tensor] = {f"model.{name}": weight for name, weight in fresh.named_parameters()}
             weights["lm_head.weight"] = output.weight
             with torch.no_grad():
                 for name, parameter in missing.items():
@@ -374,8 +381,8 @@ def _open_steps(attention_mask: Tensor, input_ids: Tensor) -> Tensor | None:
     batch, time = input_ids.shape
     if attention_mask.dim() != 2 or attention_mask.shape[0] != batch or attention_mask.shape[1] < time:
         raise ShapeError(
-            f"SSMNForCausalLM: attention_mask has shape {list(attention_mask.shape)}; wanted [{batch}, at least {time}], "
-            "one number for every token so far (0 = padding)."
+            f"SSMNForCausalLM: attention_mask has shape {list(attention_mask.shape)}; wanted [{batch}, at least "
+            f"{time}], one number for every token so far (0 = padding)."
         )
     mask = attention_mask[:, attention_mask.shape[1] - time :].to(torch.bool)
     return None if bool(mask.all()) else mask
