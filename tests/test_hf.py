@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import os
 import pkgutil
-import subprocess
 import sys
 import typing
 from pathlib import Path
@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from ssmn.config import LONG_TERM, ConfigError, Plasticity, TextSSMNConfig
-from ssmn.errors import FileError, ShapeError, StateError
+from ssmn.errors import FileError, MissingExtraError, ShapeError, StateError
 from ssmn.generation import generate
 from ssmn.interfaces.hf import SSMNForCausalLM, SSMNTextConfig, tokenizer_from_file
 from ssmn.models import TextSSMN, load_model
@@ -520,9 +520,8 @@ def test_lm_evaluation_harness(folder: Path, tmp_path: Path, monkeypatch: pytest
     assert results["results"]["ssmn_capitals"]["acc,none"] == right / 4
 
 
-def test_without_the_extra_the_error_says_what_to_type() -> None:
-    script = "import sys; sys.modules['transformers'] = None; import ssmn.interfaces.hf"
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert run.returncode == 1
-    assert "MissingExtraError: ssmn.interfaces.hf: " in run.stderr
-    assert "pip install 'sparse-stream[hf]'" in run.stderr
+def test_without_the_extra_the_error_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.delitem(sys.modules, "ssmn.interfaces.hf")
+    with pytest.raises(MissingExtraError, match=r"ssmn\.interfaces\.hf: .*pip install 'sparse-stream\[hf\]'"):
+        importlib.import_module("ssmn.interfaces.hf")

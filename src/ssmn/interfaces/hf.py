@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import tokenizers
 import torch
@@ -20,7 +20,7 @@ from ssmn.config import Plasticity, TextSSMNConfig
 from ssmn.errors import ConfigError, MissingExtraError, ShapeError, StateError
 from ssmn.layers.blocks import Block
 from ssmn.models import TextSSMN
-from ssmn.state import StreamState, WindowState
+from ssmn.state import State, StreamState, WindowState
 from ssmn.training.tokenizer import Tokenizer
 
 try:
@@ -33,11 +33,7 @@ try:
         PreTrainedModel,
         PreTrainedTokenizerFast,
     )
-    from transformers.cache_utils import (
-        Cache,
-        LinearAttentionAndSlidingWindowAttentionLayer,
-        LinearAttentionCacheLayerMixin,
-    )
+    from transformers.cache_utils import Cache, LinearAttentionAndSlidingWindowAttentionLayer
     from transformers.modeling_layers import GradientCheckpointingLayer
     from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
     from transformers.utils.generic import can_return_tuple
@@ -300,17 +296,16 @@ class SSMNForCausalLM(PreTrainedModel, GenerationMixin):
             return None
         template = self.model.init_state(1)
         tensors: dict[str, Tensor] = {}
-        for layer, names in zip(layers, _slots(template), strict=True):
+        for layer, names in zip(layers, _slots(layers, template), strict=True):
             for slot, name in enumerate(names):
                 held = layer.recurrent_states[slot]
                 # The cache is written in place, which back-propagation through this call must not see.
                 tensors[name] = held.clone() if torch.is_grad_enabled() else held
-        for number, part in enumerate(template.layers):
-            if isinstance(part, WindowState):
-                position = tensors[f"layers.{number}.position"]
-                for name in ("keys", "values"):
-                    ordered = getattr(layers[number], name)
-                    tensors[f"layers.{number}.{name}"] = _as_ring(ordered, position, part.keys.shape[1])
+        for number, (layer, part) in enumerate(zip(layers, template.layers, strict=True)):
+            if _has_window(layer, part):
+                position, room = tensors[f"layers.{number}.position"], cast("WindowState", part).keys.shape[1]
+                tensors[f"layers.{number}.keys"] = _as_ring(layer.keys, position, room)
+                tensors[f"layers.{number}.values"] = _as_ring(layer.values, position, room)
         return template.with_tensors(tensors)
 
     def get_input_embeddings(self) -> nn.Module:
@@ -395,37 +390,44 @@ def _sequence_starts(position_ids: Tensor, input_ids: Tensor) -> Tensor | None:
     return starts if bool(starts.any()) else None
 
 
-def _slots(state: StreamState) -> list[list[str]]:
+def _has_window(layer: Any, part: State) -> bool:
+    """Whether keys and values of a layer's state lie in its cache as keys and values."""
+    return isinstance(part, WindowState) and isinstance(layer, LinearAttentionAndSlidingWindowAttentionLayer)
+
+
+def _slots(layers: list[Any], state: StreamState) -> list[list[str]]:
     """The tensors that lie in each layer of a cache as recurrent states, by their names in the state.
 
     Those that belong to no layer are in the first one's.
     """
-    slots: list[list[str]] = [[] for _ in state.layers]
+    slots: list[list[str]] = [[] for _ in layers]
     for name in state.named_tensors():
-        part, *rest = name.split(".")
-        number = int(rest[0]) if part == "layers" else 0
-        if not (rest[-1:] in (["keys"], ["values"]) and isinstance(state.layers[number], WindowState)):
-            slots[number].append(name)
+        part, _, rest = name.partition(".")
+        number, _, field = rest.partition(".")
+        owner = int(number) if part == "layers" else 0
+        if part == "layers" and field in ("keys", "values") and _has_window(layers[owner], state.layers[owner]):
+            continue
+        slots[owner].append(name)
     assert max(map(len, slots)) <= _STATE_SLOTS
     return slots
 
 
 def _fill(cache: Cache, state: StreamState, time: int) -> None:
     """Writes into a cache the state after `time` more steps."""
-    tensors = state.named_tensors()
-    for number, (layer, part, names) in enumerate(zip(cache.layers, state.layers, _slots(state), strict=True)):
-        assert isinstance(layer, LinearAttentionCacheLayerMixin)
+    tensors, layers = state.named_tensors(), cast("list[Any]", cache.layers)
+    for number, (layer, part, names) in enumerate(zip(layers, state.layers, _slots(layers, state), strict=True)):
         for slot, name in enumerate(names):
             cache.update_recurrent_state(tensors[name], number, slot)
             layer.has_previous_state[slot] = True
-        if not isinstance(layer, LinearAttentionAndSlidingWindowAttentionLayer):
-            continue
-        if isinstance(part, WindowState):
-            slots = part.keys.shape[1]
-            columns = min(slots, (0 if layer.keys is None else layer.keys.shape[-2]) + time) if time else slots
-            keys, values = (_in_order(ring, part.position, columns) for ring in (part.keys, part.values))
-        else:  # the layer that only counts
+        if _has_window(layer, part):
+            window = cast("WindowState", part)
+            room = window.keys.shape[1]
+            columns = min(room, (0 if layer.keys is None else layer.keys.shape[-2]) + time) if time else room
+            keys, values = (_in_order(ring, window.position, columns) for ring in (window.keys, window.values))
+        elif isinstance(layer, LinearAttentionAndSlidingWindowAttentionLayer):  # it only counts
             keys = values = state.position.new_zeros(state.batch_size, 1, 0, 1, dtype=torch.float32)
+        else:
+            continue
         if not layer.is_initialized:
             layer.lazy_initialization(keys, values)
         layer.keys, layer.values = keys, values
