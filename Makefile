@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 READY := .venv/.ready
 CXX_FILES := $(wildcard csrc/*/*.cpp csrc/*/*.h)
 
-.PHONY: setup corpus demo demo-model bench-peers test check check-slow sanitize format clean
+.PHONY: setup corpus demo demo-model bench-peers test check check-slow check-hf sanitize format clean
 
 setup: $(READY)
 
@@ -58,6 +58,17 @@ check: $(READY)
 
 check-slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow
+
+# What Hugging Face publishes of its own tests for models, and a run of lm-evaluation-harness (some 600 MB to install).
+check-hf: $(READY)
+	$(PIP) install --quiet --constraint constraints-dev.txt lm-eval parameterized
+	rm -rf build/hf
+	$(PIP) download --quiet --constraint constraints-dev.txt --no-deps --no-build-isolation --no-binary transformers \
+		--dest build/hf transformers
+	tar -xzf build/hf/transformers-*.tar.gz -C build/hf
+	SSMN_TRANSFORMERS_SOURCES=$$(echo $(abspath build/hf)/transformers-*/) HF_HUB_OFFLINE=1 \
+		$(BIN)/python -m pytest -q -o addopts= -o filterwarnings=default tests/test_hf_mixins.py
+	$(BIN)/python -m pytest -q tests/test_hf.py -k harness
 
 # The kernels' own tests, without Python: memory errors and undefined behaviour, then data races.
 sanitize: $(READY)

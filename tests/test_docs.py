@@ -21,7 +21,7 @@ from ssmn.training import TrainConfig, settings_for, shipped_configs
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "experiments/LOG.md")]
-PAGES += sorted((ROOT / "docs").glob("*.md"))
+PAGES += sorted((ROOT / "docs").rglob("*.md"))
 TOUR = ROOT / "docs" / "tour.md"
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -194,6 +194,19 @@ def test_streaming_manual_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         for number, program in enumerate(blocks(ROOT / "docs" / "streaming.md", "python"), start=1):
             exec(compile(program, f"docs/streaming.md, block {number}", "exec"), names)
     assert names["loss"].isfinite()
+
+
+def test_hugging_face_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers", reason='the extra "hf" is not installed')
+    from importlib.util import find_spec
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for number, program in enumerate(blocks(ROOT / "docs" / "usage" / "hugging-face.md", "python"), start=1):
+        if "lm_eval" not in program or find_spec("lm_eval"):
+            exec(compile(program, f"docs/usage/hugging-face.md, block {number}", "exec"), names)
+    assert names["trainer"].state.global_step == 3
 
 
 @pytest.mark.slow

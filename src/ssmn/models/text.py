@@ -74,6 +74,24 @@ class TextSSMN(Stack):
         Raises:
             ShapeError, DtypeError, RangeError, StateError: An argument does not fit; the message names it.
         """
+        hidden, state = self.hidden(
+            input_ids, state, mask=mask, reset=reset, cu_seqlens=cu_seqlens, elapsed=elapsed, plasticity=plasticity
+        )
+        logits = functional.linear(hidden, self.embedding.weight) if self.output is None else self.output(hidden)
+        return (logits if mask is None else torch.where(mask.unsqueeze(-1), logits, 0.0)), state
+
+    def hidden(
+        self,
+        input_ids: Tensor,
+        state: StreamState | None = None,
+        *,
+        mask: Tensor | None = None,
+        reset: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        elapsed: Tensor | None = None,
+        plasticity: Plasticity | None = None,
+    ) -> tuple[Tensor, StreamState]:
+        """What the logits are made from: (normalised hidden vectors [B, T, D], state). Arguments as in `forward`."""
         if not isinstance(input_ids, Tensor) or input_ids.dtype not in (torch.int64, torch.int32):
             came = input_ids.dtype if isinstance(input_ids, Tensor) else type(input_ids).__name__
             raise DtypeError(f"TextSSMN: input_ids is {came}; wanted an int64 or int32 tensor [B, T].")
@@ -94,6 +112,4 @@ class TextSSMN(Stack):
             if not isinstance(state.front, EncoderState):
                 raise StateError("TextSSMN: the state has no part for the semantic encoder; use model.init_state.")
             x, front = self.encoder(x, state.front, mask=mask, reset=reset, cu_seqlens=cu_seqlens)
-        hidden, state = self._run(x, state, front, mask, reset, cu_seqlens, elapsed, plasticity)
-        logits = functional.linear(hidden, self.embedding.weight) if self.output is None else self.output(hidden)
-        return (logits if mask is None else torch.where(mask.unsqueeze(-1), logits, 0.0)), state
+        return self._run(x, state, front, mask, reset, cu_seqlens, elapsed, plasticity)
