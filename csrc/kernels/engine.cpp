@@ -173,11 +173,12 @@ class Engine {
             for (int64_t j = 0; j < D_; ++j) x[j] = widen(from[(j / 2 * kPanelRows + row) * 2 + j % 2]);
         } else {
             const int64_t groups = (D_ + kGroup - 1) / kGroup, bytes = code_bytes(m.format);
-            const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel + groups * bytes);
+            const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel);
             const bool four = m.format == SSMN_INT4;
             for (int64_t j = 0; j < D_; ++j) {
                 const int64_t in_group = j % kGroup, column = four ? in_group % (kGroup / 2) : in_group;
-                const uint8_t byte = panel[j / kGroup * bytes + column / 4 * 64 + row * 4 + column % 4];
+                const uint8_t byte =
+                    panel[scales_bytes(groups) + j / kGroup * bytes + column / 4 * 64 + row * 4 + column % 4];
                 const int32_t code =
                     !four ? static_cast<int8_t>(byte) : (in_group == column ? byte & 15 : byte >> 4) - 8;
                 x[j] = widen(scales[j / kGroup * kPanelRows + row]) * static_cast<float>(code);
