@@ -209,6 +209,14 @@ def test_hugging_face_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert names["trainer"].state.global_step == 3
 
 
+def test_engine_manual_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for number, program in enumerate(blocks(ROOT / "docs" / "engine.md", "python"), start=1):
+        exec(compile(program, f"docs/engine.md, block {number}", "exec"), names)
+    assert names["engine"].streams == 4
+
+
 @pytest.mark.slow
 def test_tour_runs(tmp_path: Path) -> None:
     script = ["set -eu"]

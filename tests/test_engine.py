@@ -352,9 +352,9 @@ def test_wrong_vectors(streams: int) -> None:
             engine.step(bad)
     with pytest.raises(ShapeError, match=rf"wanted \[T, {streams}, 3\]"):
         engine.run(np.zeros((4, streams + 1, 3), np.float32))
+    xs = np.zeros((4, streams, 3), np.float32)
+    xs[2, 0, 1] = np.nan
     with pytest.raises(RangeError, match=r"not finite at \[2, 0, 1\]"):
-        xs = np.zeros((4, streams, 3), np.float32)
-        xs[2, 0, 1] = np.nan
         engine.run(xs)
     with pytest.raises(ShapeError, match="prefill: xs has no steps"):
         engine.prefill(np.zeros((0, streams, 3), np.float32))
@@ -368,7 +368,7 @@ def test_wrong_tokens() -> None:
         with pytest.raises(RangeError, match=r"tokens lie in \[.*wanted \[0, 36\] .*encode with the tokenizer"):
             engine.step(bad)
     for bad in (1.5, "a", [0.5], None):
-        with pytest.raises(DtypeError, match="the tokens are .*; wanted whole numbers"):
+        with pytest.raises(DtypeError, match=r"the tokens are .*; wanted whole numbers"):
             engine.step(bad)
     with pytest.raises(ShapeError, match=r"has shape \[2\]; wanted \[1\]"):
         engine.step([1, 2])
@@ -387,7 +387,7 @@ def test_wrong_streams() -> None:
         ([True], DtypeError, r"or a mask \[2\]"),
     ):
         with pytest.raises(error, match=message):
-            engine.step(x, streams=bad)
+            engine.step(x, streams=bad)  # type: ignore[arg-type]
     for verb in (engine.position, engine.fork, engine.reset, engine.get_state):
         for bad in (2, -1, True, 0.0):
             with pytest.raises(RangeError, match=r"stream=.*; wanted 0 to 1"):

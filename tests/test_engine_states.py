@@ -104,9 +104,10 @@ def test_wrong_states(tmp_path: Path) -> None:
         engine.set_state(0, model.init_state(1).to(torch.float64))
     with pytest.raises(StateError, match="NaN or infinite"):
         engine.set_state(0, model.init_state(1).map(lambda t: t / 0 if t.is_floating_point() else t))
+    fresh = model.init_state(1)
+    torn = fresh.with_tensors({**fresh.named_tensors(), "layers.0.position": torch.tensor([3])})
     with pytest.raises(StateError, match=r"layers.0.position of the state is 3 and position 0"):
-        state = model.init_state(1)
-        engine.set_state(0, state.with_tensors({**state.named_tensors(), "layers.0.position": torch.tensor([3])}))
+        engine.set_state(0, torn)
     with pytest.raises(FileError, match="does not exist"):
         engine.load_state(0, path)
     other.init_state(1).save(path, other)

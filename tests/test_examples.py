@@ -26,6 +26,13 @@ def row(output: str, beginning: str) -> list[float]:
     return found
 
 
+def engine(output: str) -> None:
+    assert "position 70," in output
+    assert "equal to the bit: True" in output
+    assert "parent 70 trial 120" in output
+    assert "positions [1, 0, 71]" in output
+
+
 def follow_a_system(output: str) -> None:
     learning, frozen = row(output, "32 to 62")
     assert learning < frozen / 2
@@ -63,6 +70,7 @@ def tune_the_memory(output: str) -> None:
 
 
 CASES: dict[Callable[[str], None], dict[str, Any]] = {
+    engine: {"steps": 70},
     follow_a_system: {"steps": 40},
     fork_and_rollback: {},
     memory_in_your_model: {},

@@ -1,8 +1,10 @@
-// A whole model, step by step: every worker of a gang runs the same program and does its share of each phase.
+// A whole model, step by step: every worker of a gang runs the same program, phase by phase, and takes units of work
+// until a phase has none left. A worker that the system holds up between two units delays nobody.
 //
-// Rows are steps of streams, those of one step side by side: row = step * streams + stream. A phase writes nothing that
-// another worker reads before the next barrier, and no sum depends on how the work is shared out.
+// Rows are steps of streams, those of one step side by side: row = step * streams + stream. A unit writes nothing that
+// another of its phase reads, and no sum depends on who takes what.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 
@@ -22,9 +24,12 @@ constexpr float kForgotten = -1000.0f;  // exp of it is zero
 constexpr int64_t kContext = 4;         // tokens that the encoder mixes
 constexpr int64_t kMemoryColumns = 4;   // of 16, that one worker steps at a time
 constexpr int64_t kAttentionSteps = 16;
+constexpr int64_t kUnitsPerWorker = 4;
 
-struct Share {
-    int64_t begin, end;
+// Where a gang stands: the phase in the upper half, the next unit in the lower one; and how many units are done.
+struct Progress {
+    std::atomic<uint64_t> claim{0};
+    std::atomic<int64_t> done{0};
 };
 
 float softplus(float x) {
@@ -52,10 +57,11 @@ void make_unit(int64_t width, float* x) {
 
 class Engine {
   public:
-    Engine(const ssmn_engine& engine, const ssmn_engine_call& call, const Gang& gang, int32_t worker)
+    Engine(const ssmn_engine& engine, const ssmn_engine_call& call, Progress& progress, int32_t workers, int32_t worker)
         : e_(engine),
           call_(call),
-          gang_(gang),
+          progress_(progress),
+          workers_(workers),
           worker_(worker),
           w_(workspace_of(engine, at(engine.workspace))),
           D_(engine.width),
@@ -77,10 +83,31 @@ class Engine {
   private:
     const char* at(int64_t offset) const { return static_cast<const char*>(e_.arena) + offset; }
     const float* floats(int64_t offset) const { return reinterpret_cast<const float*>(at(offset)); }
-    void wait() const { gang_.barrier->wait(); }
 
-    Share share(int64_t count) const {
-        return {count * worker_ / gang_.workers, count * (worker_ + 1) / gang_.workers};
+    // Calls body(unit) for all units, each on some worker, and returns when all are done.
+    template <typename Body>
+    void each(int64_t units, const Body& body) {
+        if (workers_ == 1) {
+            for (int64_t unit = 0; unit < units; ++unit) body(unit);
+            return;
+        }
+        if (units == 0) return;
+        const uint32_t phase = phase_++;
+        for (int64_t looks = 0;;) {
+            uint64_t claim = progress_.claim.load(std::memory_order_acquire);
+            if (static_cast<uint32_t>(claim >> 32) != phase) return;
+            const int64_t unit = static_cast<int64_t>(claim & 0xffffffffu);
+            if (unit >= units) {
+                relax(looks++);
+                continue;
+            }
+            if (!progress_.claim.compare_exchange_weak(claim, claim + 1, std::memory_order_acq_rel)) continue;
+            body(unit);
+            if (progress_.done.fetch_add(1, std::memory_order_acq_rel) + 1 < units) continue;
+            progress_.done.store(0, std::memory_order_relaxed);
+            progress_.claim.store(static_cast<uint64_t>(phase + 1u) << 32, std::memory_order_release);
+            return;
+        }
     }
 
     // Stream number i of this block, and a row's place in the call's arrays.
@@ -90,20 +117,22 @@ class Engine {
     int64_t place_of(int64_t row) const { return (step_ + row / n_) * call_.streams + first_ + row % n_; }
     const ssmn_engine_learning& learning_of(int64_t row) const { return e_.learning[stream_of(row % n_)]; }
 
-    // This worker's share of y (+)= W x for the rows [first, first + count).
+    // y (+)= W x for the rows [first, first + count).
     void product(
         const ssmn_matrix& matrix,
         const Vectors& x,
         int64_t first,
         int64_t count,
         const Target& target,
-        int64_t panel_count) const {
-        const Share pairs = share((panel_count + 1) / 2);
-        multiply(
-            matrix, at(matrix.offset), x, first, count, pairs.begin * 2, std::min(pairs.end * 2, panel_count), target);
+        int64_t panel_count) {
+        const int64_t pairs = (panel_count + 1) / 2, units = std::min<int64_t>(pairs, kUnitsPerWorker * workers_);
+        each(units, [&](int64_t unit) {
+            const int64_t begin = pairs * unit / units * 2, end = pairs * (unit + 1) / units * 2;
+            multiply(matrix, at(matrix.offset), x, first, count, begin, std::min(end, panel_count), target);
+        });
     }
 
-    void product(const ssmn_matrix& matrix, const Vectors& x, const Target& target) const {
+    void product(const ssmn_matrix& matrix, const Vectors& x, const Target& target) {
         product(matrix, x, 0, rows_, target, panels(matrix.rows));
     }
 
@@ -117,36 +146,33 @@ class Engine {
                 look(layer);
             }
             product(layer.output, w_.mixed, {w_.x, wide_, D_, nullptr, Then::kAdd});
-            wait();
             feed_forward(layer);
         }
         write_output();
-        if (worker_ == 0)
+        each(1, [&](int64_t) {
             for (int64_t i = 0; i < n_; ++i) e_.positions[stream_of(i)] += t_;
-        wait();
+        });
     }
 
-    void read_input() const {
-        const Share rows = share(rows_);
-        for (int64_t row = rows.begin; row < rows.end; ++row) turn(row);
+    void read_input() {
+        each(rows_, [&](int64_t row) { turn(row); });
         if (e_.is_text) {
-            for (int64_t row = rows.begin; row < rows.end; ++row)
+            each(rows_, [&](int64_t row) {
                 embed(static_cast<const int64_t*>(call_.x)[place_of(row)], w_.x + row * wide_);
-            wait();
+            });
             if (e_.has_encoder) encode_thoughts();
             return;
         }
         // The input is narrow and in float32: column by column.
         const float* bias = floats(e_.input_bias);
-        for (int64_t row = rows.begin; row < rows.end; ++row) {
+        each(rows_, [&](int64_t row) {
             Vectors x{};
             x.width = x.stride = e_.inputs;
             x.values = const_cast<float*>(static_cast<const float*>(call_.x)) + place_of(row) * e_.inputs;
             multiply(
                 e_.input, at(e_.input.offset), x, 0, 1, 0, panels(D_),
                 {w_.x + row * wide_, wide_, D_, bias, Then::kStore});
-        }
-        wait();
+        });
     }
 
     // The rotary angles of a row, in double precision: a stream has no last position.
@@ -173,11 +199,12 @@ class Engine {
             for (int64_t j = 0; j < D_; ++j) x[j] = widen(from[(j / 2 * kPanelRows + row) * 2 + j % 2]);
         } else {
             const int64_t groups = (D_ + kGroup - 1) / kGroup, bytes = code_bytes(m.format);
-            const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel + groups * bytes);
+            const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel);
             const bool four = m.format == SSMN_INT4;
             for (int64_t j = 0; j < D_; ++j) {
                 const int64_t in_group = j % kGroup, column = four ? in_group % (kGroup / 2) : in_group;
-                const uint8_t byte = panel[j / kGroup * bytes + column / 4 * 64 + row * 4 + column % 4];
+                const uint8_t byte =
+                    panel[scales_bytes(groups) + j / kGroup * bytes + column / 4 * 64 + row * 4 + column % 4];
                 const int32_t code =
                     !four ? static_cast<int8_t>(byte) : (in_group == column ? byte & 15 : byte >> 4) - 8;
                 x[j] = widen(scales[j / kGroup * kPanelRows + row]) * static_cast<float>(code);
@@ -186,9 +213,8 @@ class Engine {
     }
 
     // thought = e + W_2 (silu(W_1 c) * W_3 c), c = the embeddings of the last four tokens, newest first.
-    void encode_thoughts() const {
-        const Share rows = share(rows_), streams = share(n_);
-        for (int64_t row = rows.begin; row < rows.end; ++row) {
+    void encode_thoughts() {
+        each(rows_, [&](int64_t row) {
             const float* before = state_of(row % n_) + e_.front;
             float* context = w_.context.values + row * w_.context.stride;
             for (int64_t age = 0; age < kContext; ++age) {
@@ -197,47 +223,39 @@ class Engine {
                 std::copy_n(from, D_, context + age * D_);
             }
             encode(w_.context, row);
-        }
-        wait();
-        for (int64_t i = streams.begin; i < streams.end; ++i) {
+        });
+        each(n_, [&](int64_t i) {
             const float* context = w_.context.values + ((t_ - 1) * n_ + i) * w_.context.stride;
             for (int64_t age = 0; age < kContext - 1; ++age)
                 std::copy_n(context + age * D_, D_, state_of(i) + e_.front + (kContext - 2 - age) * D_);
-        }
+        });
         product(e_.encoder_expand, w_.context, {w_.thought.values, w_.thought.stride, D_, nullptr, Then::kGate});
-        wait();
         encode_rows(w_.thought);
         product(e_.encoder_contract, w_.thought, {w_.x, wide_, D_, nullptr, Then::kAdd});
-        wait();
     }
 
-    void normalise_rows(int64_t weight, int64_t first = 0) const {
-        const Share rows = share(rows_ - first);
-        for (int64_t row = first + rows.begin; row < first + rows.end; ++row) {
+    void normalise_rows(int64_t weight, int64_t first = 0) {
+        each(rows_ - first, [&](int64_t unit) {
+            const int64_t row = first + unit;
             normalise(
                 D_, w_.x + row * wide_, e_.norm_epsilon, floats(weight), w_.hidden.values + row * w_.hidden.stride);
             encode(w_.hidden, row);
-        }
-        wait();
+        });
     }
 
-    void feed_forward(const ssmn_engine_layer& layer) const {
+    void feed_forward(const ssmn_engine_layer& layer) {
         normalise_rows(layer.ffn_norm);
         product(layer.expand, w_.hidden, {w_.inner.values, w_.inner.stride, e_.inner_width, nullptr, Then::kGate});
-        wait();
         encode_rows(w_.inner);
         product(layer.contract, w_.inner, {w_.x, wide_, D_, nullptr, Then::kAdd});
-        wait();
     }
 
-    void encode_rows(const Vectors& x) const {
+    void encode_rows(const Vectors& x) {
         if (x.codes == nullptr) return;
-        const Share rows = share(rows_);
-        for (int64_t row = rows.begin; row < rows.end; ++row) encode(x, row);
-        wait();
+        each(rows_, [&](int64_t row) { encode(x, row); });
     }
 
-    void write_output() const {
+    void write_output() {
         int64_t first = 0;
         if (call_.last_only) {
             if (step_ + t_ < call_.steps) return;
@@ -253,35 +271,29 @@ class Engine {
                 e_.output, w_.hidden, row, together, {y, e_.outputs, e_.outputs, bias, Then::kStore},
                 panels(e_.outputs));
         }
-        wait();
     }
 
     // Window attention: fills w_.mixed.
-    void look(const ssmn_engine_layer& layer) const {
+    void look(const ssmn_engine_layer& layer) {
         normalise_rows(layer.mixer_norm);
         product(layer.input, w_.hidden, {w_.parts, w_.part_stride, layer.input.rows, nullptr, Then::kStore});
-        wait();
         const int64_t heads = e_.key_heads;
         const float* sinks = layer.sinks == 0 ? nullptr : floats(layer.sinks);
         if (t_ == 1) {  // a step's own keys are all that it waits for
-            const Share units = share(n_ * heads);
-            for (int64_t unit = units.begin; unit < units.end; ++unit) {
+            each(n_ * heads, [&](int64_t unit) {
                 store_key(layer, unit / heads, unit % heads);
                 attend_steps(layer, sinks, unit / heads, unit % heads, 0, 1);
-            }
+            });
         } else {
-            const Share rows = share(rows_);
-            for (int64_t row = rows.begin; row < rows.end; ++row)
+            each(rows_, [&](int64_t row) {
                 for (int64_t h = 0; h < heads; ++h) store_key(layer, row, h);
-            wait();
+            });
             const int64_t pieces = (t_ + kAttentionSteps - 1) / kAttentionSteps;
-            const Share units = share(n_ * heads * pieces);
-            for (int64_t unit = units.begin; unit < units.end; ++unit) {
+            each(n_ * heads * pieces, [&](int64_t unit) {
                 const int64_t from = unit % pieces * kAttentionSteps, rest = unit / pieces;
                 attend_steps(layer, sinks, rest / heads, rest % heads, from, std::min(t_, from + kAttentionSteps));
-            }
+            });
         }
-        wait();
         encode_rows(w_.mixed);
     }
 
@@ -351,32 +363,27 @@ class Engine {
     }
 
     // Synaptic memory: fills w_.mixed.
-    void remember(const ssmn_engine_layer& layer) const {
+    void remember(const ssmn_engine_layer& layer) {
         prepare_memory(layer);
         product(layer.input, w_.hidden, {w_.parts, w_.part_stride, 3 * wide_, nullptr, Then::kStore});
         product(layer.key, e_.pairs_same ? w_.hidden : w_.previous, {w_.keys, wide_, wide_, nullptr, Then::kStore});
         product(layer.gate, w_.hidden, {w_.gates, w_.gate_stride, layer.gate.rows, nullptr, Then::kStore});
         product(
             layer.key_gate, w_.previous, {w_.key_gates, w_.gate_stride, layer.key_gate.rows, nullptr, Then::kStore});
-        wait();
-        const Share rows = share(rows_);
-        for (int64_t row = rows.begin; row < rows.end; ++row) open_gates(layer, row);
-        const Share streams = share(n_);
-        for (int64_t i = streams.begin; i < streams.end; ++i)
+        each(rows_, [&](int64_t row) { open_gates(layer, row); });
+        each(n_, [&](int64_t i) {
             std::copy_n(w_.hidden.values + ((t_ - 1) * n_ + i) * w_.hidden.stride, D_, previous_of(layer, i));
-        wait();
+        });
         if (e_.chat_rounds > 0) {
             for (int64_t step = 0; step < t_; ++step) chat(layer, step);
         } else {
             step_memory(layer, 0, t_);
-            wait();
-            for (int64_t row = rows.begin; row < rows.end; ++row) {
+            each(rows_, [&](int64_t row) {
                 float* answer = w_.mixed.values + row * w_.mixed.stride;
                 normalise_read(layer, row, answer);
                 gate_answer(layer, row, answer);
                 encode(w_.mixed, row);
-            }
-            wait();
+            });
         }
     }
 
@@ -385,9 +392,8 @@ class Engine {
     }
 
     // The hidden vectors, and beside each the one before.
-    void prepare_memory(const ssmn_engine_layer& layer) const {
-        const Share rows = share(rows_);
-        for (int64_t row = rows.begin; row < rows.end; ++row) {
+    void prepare_memory(const ssmn_engine_layer& layer) {
+        each(rows_, [&](int64_t row) {
             float* hidden = w_.hidden.values + row * w_.hidden.stride;
             normalise(D_, w_.x + row * wide_, e_.norm_epsilon, floats(layer.mixer_norm), hidden);
             encode(w_.hidden, row);
@@ -399,8 +405,7 @@ class Engine {
                 std::copy_n(hidden, D_, w_.previous.values + (row + n_) * w_.previous.stride);
                 encode(w_.previous, row + n_);
             }
-        }
-        wait();
+        });
     }
 
     // Unit keys and queries, and the coefficients of every head.
@@ -413,7 +418,7 @@ class Engine {
         const float base = learning.plasticity_eta >= 0.0f ? learning.plasticity_eta : e_.plasticity_eta;
         const float threshold = learning.write_threshold >= 0.0f ? learning.write_threshold : e_.write_threshold;
         const float elapsed = call_.elapsed == nullptr ? 1.0f : call_.elapsed[place_of(row)];
-        w_.strengths[row] = learning.eta_scale * base;
+        w_.strengths[row] = std::min(learning.eta_scale * base, 0.5f);  // eta never exceeds 1
         for (int64_t h = 0; h < H; ++h) {
             make_unit(K, w_.keys + row * wide_ + h * K);
             make_unit(K, w_.parts + row * w_.part_stride + h * K);
@@ -435,11 +440,10 @@ class Engine {
     }
 
     // Writes the steps [from, to) into the memories, and reads them into w_.reads.
-    void step_memory(const ssmn_engine_layer& layer, int64_t from, int64_t to) const {
+    void step_memory(const ssmn_engine_layer& layer, int64_t from, int64_t to) {
         const int64_t H = e_.memory_heads, K = D_ / H, V = padded(K);
         const int64_t pieces = (V / kWide + kMemoryColumns - 1) / kMemoryColumns;
-        const Share units = share(n_ * H * pieces);
-        for (int64_t unit = units.begin; unit < units.end; ++unit) {
+        each(n_ * H * pieces, [&](int64_t unit) {
             const int64_t stream = unit / (H * pieces), h = unit / pieces % H;
             const int64_t column = unit % pieces * kMemoryColumns * kWide;
             const int64_t columns = std::min(kMemoryColumns, (V - column) / kWide);
@@ -458,22 +462,20 @@ class Engine {
                 if (columns == 1) write_and_read<1>(memory, V, K, k, parts, v, strength, o);
                 std::copy_n(o, left, w_.reads + row * wide_ + h * K + column);
             }
-        }
+        });
     }
 
     // Asks the memories again, for the streams of one step; the questions stand where the queries were.
-    void ask_again(const ssmn_engine_layer& layer, int64_t step) const {
+    void ask_again(const ssmn_engine_layer& layer, int64_t step) {
         const int64_t H = e_.memory_heads, K = D_ / H, V = padded(K), pieces = V / kWide;
-        const Share units = share(n_ * H * pieces);
-        for (int64_t unit = units.begin; unit < units.end; ++unit) {
+        each(n_ * H * pieces, [&](int64_t unit) {
             const int64_t stream = unit / (H * pieces), h = unit / pieces % H, column = unit % pieces * kWide;
             const int64_t row = step * n_ + stream;
             float o[kWide];
             read_memory<1>(
                 state_of(stream) + layer.state + h * K * V + column, V, K, w_.parts + row * w_.part_stride + h * K, o);
             std::copy_n(o, std::min(K - column, kWide), w_.reads + row * wide_ + h * K + column);
-        }
-        wait();
+        });
     }
 
     // norm(o) = o / sqrt(mean o^2 + floor), per head: a read that is short beside the write strength is faded.
@@ -501,14 +503,13 @@ class Engine {
     }
 
     // One step of all streams: write, read, and ask again with what was answered.
-    void chat(const ssmn_engine_layer& layer, int64_t step) const {
+    void chat(const ssmn_engine_layer& layer, int64_t step) {
         const int64_t R = e_.chat_rounds, H = e_.memory_heads, K = D_ / H, first = step * n_;
         const int64_t mix = (e_.has_erasure ? 3 : 2) * H;
-        const Share rows{first + share(n_).begin, first + share(n_).end};
         step_memory(layer, step, step + 1);
-        wait();
         for (int64_t round = 0;; ++round) {
-            for (int64_t row = rows.begin; row < rows.end; ++row) {
+            each(n_, [&](int64_t unit) {
+                const int64_t row = first + unit;
                 float* answer = w_.mixed.values + row * w_.mixed.stride;
                 float* total = w_.answers + row * wide_;
                 normalise_read(layer, row, answer);
@@ -516,39 +517,37 @@ class Engine {
                 const float weight = share_of_round(w_.gates + row * w_.gate_stride + mix, round);
                 if (round == 0) std::fill_n(total, D_, 0.0f);
                 add_scaled(D_, weight, answer, total);
-            }
+            });
             if (round == R) break;
-            wait();
             product(
                 layer.output, w_.mixed, first, n_,
                 {w_.thought.values + first * w_.thought.stride, w_.thought.stride, D_, nullptr, Then::kStore},
                 panels(D_));
-            wait();
             const float keep = floats(layer.chat_keep)[round], add = floats(layer.chat_add)[round];
-            for (int64_t row = rows.begin; row < rows.end; ++row) {
+            each(n_, [&](int64_t unit) {
+                const int64_t row = first + unit;
                 const float* hidden = w_.hidden.values + row * w_.hidden.stride;
                 float* thought = w_.thought.values + row * w_.thought.stride;
                 normalise(D_, thought, e_.chat_epsilon, nullptr, thought);
                 for (int64_t i = 0; i < D_; ++i) thought[i] = keep * hidden[i] + add * thought[i];
                 encode(w_.thought, row);
-            }
-            wait();
+            });
             product(
                 layer.input, w_.thought, first, n_,
                 {w_.parts + first * w_.part_stride, w_.part_stride, D_, nullptr, Then::kStore}, panels(D_));
-            wait();
-            for (int64_t row = rows.begin; row < rows.end; ++row)
+            each(n_, [&](int64_t unit) {
+                const int64_t row = first + unit;
                 for (int64_t h = 0; h < H; ++h) make_unit(K, w_.parts + row * w_.part_stride + h * K);
-            wait();
+            });
             ask_again(layer, step);
         }
-        for (int64_t row = rows.begin; row < rows.end; ++row) {
+        each(n_, [&](int64_t unit) {
+            const int64_t row = first + unit;
             float* answer = w_.mixed.values + row * w_.mixed.stride;
             std::copy_n(w_.answers + row * wide_, D_, answer);
             gate_answer(layer, row, answer);
             encode(w_.mixed, row);
-        }
-        wait();
+        });
     }
 
     // (R + 1) * softmax of the mix.
@@ -561,8 +560,9 @@ class Engine {
 
     const ssmn_engine& e_;
     const ssmn_engine_call& call_;
-    const Gang& gang_;
-    const int32_t worker_;
+    Progress& progress_;
+    const int32_t workers_, worker_;
+    uint32_t phase_ = 0;
     const Workspace w_;
     const int64_t D_, wide_;
     int64_t first_ = 0, n_ = 0, step_ = 0, t_ = 0, rows_ = 0;
@@ -585,6 +585,7 @@ int32_t check_input(const ssmn_engine& engine, const ssmn_engine_call& call) {
 struct Job {
     const ssmn_engine& engine;
     const ssmn_engine_call& call;
+    Progress& progress;
 };
 
 }  // namespace
@@ -595,12 +596,13 @@ int32_t engine_run(ssmn_engine* engine, const ssmn_engine_call* call) {
         return SSMN_BUSY;
     int32_t status = call->streams > 0 && call->steps > 0 ? check_input(*engine, *call) : -1;
     if (status == SSMN_OK) {
-        const Job job{*engine, *call};
+        Progress progress;
+        const Job job{*engine, *call, progress};
         run_gang(
             static_cast<int32_t>(engine->threads),
             [](const void* body, const Gang& gang, int32_t worker) {
                 const Job& task = *static_cast<const Job*>(body);
-                Engine(task.engine, task.call, gang, worker).run();
+                Engine(task.engine, task.call, task.progress, gang.workers, worker).run();
             },
             &job);
     }

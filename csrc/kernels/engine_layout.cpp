@@ -152,7 +152,7 @@ void pack_quantised_row(int64_t format, int64_t columns, const float* weights, i
         const int64_t count = std::min(kGroup, columns - g * kGroup);
         std::copy_n(weights + g * kGroup, count, group);
         const float scale = best_scale(format, group), inverse = scale == 0.0f ? 0.0f : 1.0f / scale;
-        uint8_t* codes = panel + g * code_bytes(format);
+        uint8_t* codes = panel + scales_bytes(groups) + g * code_bytes(format);
         for (int64_t c = 0; c < kGroup; ++c) {
             const int code = static_cast<int>(code_of(group[c] * inverse, low, high));
             const Place at = place_of(format, row, c);
@@ -165,7 +165,7 @@ void pack_quantised_row(int64_t format, int64_t columns, const float* weights, i
             }
         }
         const uint16_t half = upper_half(scale);
-        std::memcpy(panel + groups * code_bytes(format) + (g * kPanelRows + row) * 2, &half, sizeof half);
+        std::memcpy(panel + (g * kPanelRows + row) * 2, &half, sizeof half);
     }
 }
 
@@ -182,8 +182,8 @@ float unpacked(int64_t format, int64_t columns, const uint8_t* panel, int64_t ro
     }
     const int64_t groups = (columns + kGroup - 1) / kGroup, g = column / kGroup;
     const Place at = place_of(format, row, column % kGroup);
-    const uint8_t byte = panel[g * code_bytes(format) + at.byte];
-    std::memcpy(&half, panel + groups * code_bytes(format) + (g * kPanelRows + row) * 2, sizeof half);
+    const uint8_t byte = panel[scales_bytes(groups) + g * code_bytes(format) + at.byte];
+    std::memcpy(&half, panel + (g * kPanelRows + row) * 2, sizeof half);
     const int code = format == SSMN_INT8 ? static_cast<int8_t>(byte) : (at.upper ? byte >> 4 : byte & 15) - 8;
     return from_upper_half(half) * static_cast<float>(code);
 }

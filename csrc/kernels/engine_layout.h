@@ -41,19 +41,23 @@ inline bool is_quantised(int64_t format) {
 // A panel holds, for 16 rows,
 //     float32   [columns][16]
 //     bfloat16  [columns / 2][16][2]
-//     int8      [groups][8][16][4] codes, then [groups][16] bfloat16 scales: 4 neighbouring columns of every row
+//     int8      [groups][16] bfloat16 scales, then [groups][8][16][4] codes: 4 neighbouring columns of every row
 //               lie together, which is what the processors' integer dot products take
-//     int4      [groups][4][16][4] bytes, then the scales: byte (i, row, c) has the code + 8 of column 4 i + c of the
+//     int4      the scales, then [groups][4][16][4] bytes: byte (i, row, c) has the code + 8 of column 4 i + c of the
 //               group in its low half, and of column 16 + 4 i + c in its high half
 inline int64_t code_bytes(int64_t format) {
     return kGroup * kPanelRows / (format == SSMN_INT4 ? 2 : 1);
+}
+
+inline int64_t scales_bytes(int64_t groups) {
+    return round_up(groups * kPanelRows * 2, kLine);
 }
 
 inline int64_t panel_bytes(int64_t format, int64_t columns) {
     const int64_t groups = (columns + kGroup - 1) / kGroup;
     if (format == SSMN_FLOAT32) return columns * kPanelRows * 4;
     if (format == SSMN_BFLOAT16) return round_up(columns, 2) * kPanelRows * 2;
-    return round_up(groups * (code_bytes(format) + kPanelRows * 2), kLine);
+    return scales_bytes(groups) + groups * code_bytes(format);
 }
 
 inline int64_t panels(int64_t rows) {
@@ -74,7 +78,7 @@ struct Workspace {
     float* gates;         // [chunk, gate_stride]
     float* key_gates;     // [chunk, gate_stride]
     float* coefficients;  // [chunk, H, 3] write, erase, keep
-    float* strengths;     // [chunk] eta_scale times the base plasticity
+    float* strengths;     // [chunk] eta_scale times the base plasticity, at most 1/2
     float* reads;         // [chunk, D16]
     float* answers;       // [chunk, D16] mixed answers of the chat
     float* cosines;       // [chunk, head width / 2]

@@ -17,7 +17,8 @@ namespace {
 // The largest tile: so many vectors times panels that the sums stay in the registers.
 constexpr int64_t kTile = SSMN_LANES == 16 ? 12 : SSMN_LANES == 8 ? 4 : 2;
 constexpr int64_t kFloatPanels = SSMN_LANES == 16 ? 2 : 1;
-constexpr int64_t kMostPanels = 4;  // of a step of the outer loop
+constexpr int64_t kFew = SSMN_LANES == 16 ? 4 : SSMN_LANES == 8 ? 2 : 1;  // panels times one vector
+constexpr int64_t kMostPanels = 4;                                        // of a step of the outer loop
 
 // Some way ahead in each of the panels that one pass reads: the processor's own look-ahead ends with the page.
 constexpr int64_t kAhead = 1024;
@@ -91,7 +92,8 @@ struct Quantised {
             const int8_t* inputs = x.codes + row * x.stride + g * kGroup;
             for (int64_t i = 0; i < kLoads; ++i)
                 for (int64_t p = 0; p < Count; ++p) {
-                    const uint8_t* at = reinterpret_cast<const uint8_t*>(panel) + p * stride + g * bytes + i * 64;
+                    const uint8_t* at = reinterpret_cast<const uint8_t*>(panel) + p * stride + scales_bytes(groups) +
+                                        g * bytes + i * 64;
                     if (Rows == 1) __builtin_prefetch(at + kAhead);
                     for (int64_t part = 0; part < kCodeParts; ++part) {
                         const CodePart codes = load_codes(at + part * kCodePartBytes);
@@ -110,8 +112,9 @@ struct Quantised {
                     }
                 }
             for (int64_t p = 0; p < Count; ++p) {
-                const Wide scales = load_scales(
-                    reinterpret_cast<const uint16_t*>(panel + p * stride + groups * bytes) + g * kPanelRows);
+                const char* from = panel + p * stride + g * kPanelRows * 2;
+                if (Rows == 1) __builtin_prefetch(from + kAhead);
+                const Wide scales = load_scales(reinterpret_cast<const uint16_t*>(from));
                 for (int64_t r = 0; r < Rows; ++r) {
                     const Vec scale = broadcast(x.scales[(row + r) * x.groups + g]);
                     const Wide dots = to_floats(counts[r][p]);
@@ -171,7 +174,7 @@ inline void tile_rows(const Block& block, const Vectors& x, int64_t first, int64
     for (int64_t r = 0; r < Rows; ++r) finish(target, row + r, block.first_panel, all[r], block.panels);
 }
 
-template <typename Format, int64_t Most>
+template <typename Format, int64_t Most, int64_t Few>
 void multiply_format(
     const char* panel,
     int64_t stride,
@@ -182,13 +185,12 @@ void multiply_format(
     int64_t begin,
     int64_t end,
     const Target& target) {
-    constexpr int64_t kFew = SSMN_LANES == 16 ? 4 : SSMN_LANES == 8 ? 2 : 1;  // panels times one vector
     for (int64_t p = begin; p < end;) {
         const int64_t group = count <= 2 && end - p >= kMostPanels ? kMostPanels : std::min<int64_t>(2, end - p);
         const Block block{panel + p * stride, stride, matrix.columns, p, group};
         int64_t r = 0;
         if (group == kMostPanels) {
-            for (; r < count; ++r) tile_rows<Format, 1, kFew>(block, x, first, r, target);
+            for (; r < count; ++r) tile_rows<Format, 1, Few>(block, x, first, r, target);
         } else if (group == 2) {
             for (; r + kTile <= count; r += kTile) tile_rows<Format, kTile, Most>(block, x, first, r, target);
             if (kTile > 4)
@@ -241,13 +243,13 @@ void multiply(
     const int64_t stride = panel_bytes(matrix.format, matrix.columns);
     const char* from = static_cast<const char*>(panels);
     if (matrix.format == SSMN_FLOAT32)
-        multiply_format<Float32, kFloatPanels>(from, stride, matrix, x, first, count, begin, end, target);
+        multiply_format<Float32, kFloatPanels, kFew>(from, stride, matrix, x, first, count, begin, end, target);
     else if (matrix.format == SSMN_BFLOAT16)
-        multiply_format<Bfloat16, kFloatPanels>(from, stride, matrix, x, first, count, begin, end, target);
+        multiply_format<Bfloat16, kFloatPanels, kFew>(from, stride, matrix, x, first, count, begin, end, target);
     else if (matrix.format == SSMN_INT8)
-        multiply_format<Quantised<SSMN_INT8>, 1>(from, stride, matrix, x, first, count, begin, end, target);
+        multiply_format<Quantised<SSMN_INT8>, 1, 1>(from, stride, matrix, x, first, count, begin, end, target);
     else
-        multiply_format<Quantised<SSMN_INT4>, 1>(from, stride, matrix, x, first, count, begin, end, target);
+        multiply_format<Quantised<SSMN_INT4>, 1, 1>(from, stride, matrix, x, first, count, begin, end, target);
 }
 
 int32_t matrix_product(

@@ -32,13 +32,7 @@ void pause() {
 // Waits until `ready()`: spins for a moment, then gives the processor away between looks.
 template <typename Ready>
 void spin_until(const Ready& ready) {
-    for (int i = 0; !ready(); ++i) {
-        if (i < kSpins) {
-            pause();
-        } else {
-            std::this_thread::yield();
-        }
-    }
+    for (int64_t i = 0; !ready(); ++i) relax(i);
 }
 
 struct Job {
@@ -172,6 +166,14 @@ void work_off(const void* body, const Gang&, int32_t worker) {
 }
 
 }  // namespace
+
+void relax(int64_t looks) {
+    if (looks < kSpins) {
+        pause();
+    } else {
+        std::this_thread::yield();
+    }
+}
 
 void Barrier::wait() {
     if (workers_ == 1) return;

@@ -22,6 +22,9 @@ class Barrier {
     std::atomic<uint32_t> round_{0};
 };
 
+// What a waiting thread does between two looks: the first times it pauses, later it gives the processor away.
+void relax(int64_t looks);
+
 struct Gang {
     int32_t workers;
     Barrier* barrier;
