@@ -64,9 +64,9 @@ def ids(batch: int, time: int, seed: int = 0) -> Tensor:
     return torch.randint(VOCABULARY, (batch, time), generator=torch.Generator().manual_seed(seed))
 
 
-def assert_same(got: StreamState | None, want: StreamState) -> None:
+def assert_same(got: StreamState | None, want: StreamState, tolerance: float = 1e-5) -> None:
     assert got is not None
-    assert all(part.relative <= 1e-5 for part in got.diff(want)), str(got.diff(want))
+    assert all(part.relative <= tolerance for part in got.diff(want)), str(got.diff(want))
 
 
 @pytest.fixture(scope="module", params=list(KINDS))
@@ -343,7 +343,8 @@ def test_weights_load_in_another_dtype(tmp_path: Path, model: SSMNForCausalLM) -
         wanted, state = make().to(torch.bfloat16)(tokens)
         out = half(tokens)
     torch.testing.assert_close(out.logits, wanted)
-    assert_same(half.stream_state(out.past_key_values), state)
+    # transformers leaves in float32 what was made so, the rates of decay: products of bfloat16 round elsewhere then.
+    assert_same(half.stream_state(out.past_key_values), state, 1e-2)
 
 
 @pytest.mark.parametrize("tied", [True, False])
