@@ -157,3 +157,23 @@ def test_no_path_defines_a_weak_symbol() -> None:
 def path_objects(folder: Path) -> list[Path]:
     """The object files of the kernels that are built once per path."""
     return sorted(folder.glob("CMakeFiles/ssmn_*.dir/csrc/kernels/*.o"))
+
+
+@pytest.mark.parametrize("used_before", [False, True])
+def test_a_forked_child_has_threads_of_its_own(used_before: bool) -> None:
+    """OpenMP's threads, which the kernels borrow, stay behind at a fork; waiting for them would be for ever."""
+    program = f"""
+import os, torch
+from ssmn import ops
+torch.set_num_threads(2)
+x = torch.randn(1, 3000, 2, 32)
+attend = lambda: ops.window_attention(x, x, x, window_size=64, backend="native")[0]
+torch.randn(600, 600) @ torch.randn(600, 600)  # starts OpenMP's threads
+wanted = attend() if {used_before} else None
+child = os.fork()
+if child == 0:
+    got = attend()
+    os._exit(0 if wanted is None or torch.equal(got, wanted) else 1)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0

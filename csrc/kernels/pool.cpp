@@ -11,6 +11,7 @@
 #include <vector>
 
 #if !defined(_WIN32)
+#include <dlfcn.h>
 #include <unistd.h>
 #endif
 
@@ -34,6 +35,64 @@ template <typename Ready>
 void spin_until(const Ready& ready) {
     for (int64_t i = 0; !ready(); ++i) relax(i);
 }
+
+// The OpenMP runtime that something else in this process has loaded, torch above all. Its threads go on spinning for
+// milliseconds after every piece of work: beside them, threads of our own would have half a processor each. So a gang
+// runs on them if they are there. The names are the ABI that GCC and Clang compile `#pragma omp parallel` to.
+class OpenMp {
+  public:
+    static const OpenMp* loaded() {
+#if !defined(_WIN32)
+        static std::atomic<bool> known{false};
+        static OpenMp runtime;
+        if (known.load(std::memory_order_acquire)) return &runtime;
+        static std::mutex guard;
+        std::lock_guard<std::mutex> lock(guard);
+        OpenMp found;
+        found.parallel_ = reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+        found.number_ = reinterpret_cast<Number>(dlsym(RTLD_DEFAULT, "omp_get_thread_num"));
+        found.count_ = reinterpret_cast<Number>(dlsym(RTLD_DEFAULT, "omp_get_num_threads"));
+        if (found.parallel_ == nullptr || found.number_ == nullptr || found.count_ == nullptr) return nullptr;
+        runtime = found;
+        known.store(true, std::memory_order_release);
+        return &runtime;
+#else
+        return nullptr;
+#endif
+    }
+
+    void run(int32_t threads, GangFunction function, const void* body) const {
+        Barrier barrier(threads);
+        Team team{this, threads, function, body, &barrier};
+        parallel_(&OpenMp::join, &team, static_cast<unsigned>(threads), 0);
+    }
+
+  private:
+    using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+    using Number = int (*)();
+
+    struct Team {
+        const OpenMp* runtime;
+        int32_t threads;
+        GangFunction function;
+        const void* body;
+        Barrier* barrier;
+    };
+
+    static void join(void* data) {
+        const Team& team = *static_cast<const Team*>(data);
+        const int32_t number = team.runtime->number_();
+        if (team.runtime->count_() == team.threads) {
+            team.function(team.body, {team.threads, team.barrier}, number);
+        } else if (number == 0) {  // fewer than asked for: inside somebody's parallel region, say
+            Barrier alone(1);
+            team.function(team.body, {1, &alone}, 0);
+        }
+    }
+
+    Parallel parallel_ = nullptr;
+    Number number_ = nullptr, count_ = nullptr;
+};
 
 struct Job {
     GangFunction function = nullptr;
@@ -80,6 +139,10 @@ class Worker {
     std::condition_variable wake_;
 };
 
+#if !defined(_WIN32)
+const pid_t kLoadedIn = getpid();
+#endif
+
 class Pool {
   public:
     // The pool of this process: a forked child has none of its parent's threads and starts anew.
@@ -92,19 +155,23 @@ class Pool {
         if (Pool* mine = pool.load(std::memory_order_acquire); mine != nullptr && owner.load() == self) return *mine;
         std::lock_guard<std::mutex> lock(guard);
         if (pool.load() == nullptr || owner.load() != self) {
-            pool.store(new Pool, std::memory_order_release);
+            pool.store(new Pool(self == kLoadedIn), std::memory_order_release);
             owner.store(self);
         }
 #else
         std::lock_guard<std::mutex> lock(guard);
-        if (pool.load() == nullptr) pool.store(new Pool);
+        if (pool.load() == nullptr) pool.store(new Pool(true));
 #endif
         return *pool.load();
     }
 
+    explicit Pool(bool may_borrow) : may_borrow_(may_borrow) {}
+
     std::mutex& owner() { return owner_; }
 
     void run(int32_t threads, GangFunction function, const void* body) {
+        const OpenMp* runtime = may_borrow_ ? OpenMp::loaded() : nullptr;
+        if (runtime != nullptr) return runtime->run(threads, function, body);
         try {
             while (static_cast<int32_t>(workers_.size()) < threads - 1)
                 workers_.push_back(std::make_unique<Worker>(static_cast<int32_t>(workers_.size()) + 1));
@@ -138,6 +205,7 @@ class Pool {
     }
 
   private:
+    const bool may_borrow_;  // not in a forked child: OpenMP does not know that its threads stayed behind
     std::mutex owner_;
     std::vector<std::unique_ptr<Worker>> workers_;
     void* memory_ = nullptr;
