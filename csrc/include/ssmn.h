@@ -12,7 +12,8 @@
  * Threads. `threads` (at least 1) is the largest number of threads that one call may use, its own included; small
  * calls use fewer. The library's other threads are started when first needed and sleep between calls; a forked child
  * starts its own. Calls may run at the same time as long as their outputs do not overlap; the threads then belong to
- * the first, and the others run on their callers' alone. Results do not depend on `threads`.
+ * the first, and the others run on their callers' alone. Results do not depend on `threads`. If an OpenMP runtime is
+ * loaded in the process (torch's, say), its threads are borrowed, because they would spin beside the library's own.
  *
  * Status. Every kernel returns SSMN_OK, or SSMN_OUT_OF_MEMORY when its workspace cannot be allocated; the outputs
  * are then unspecified.
@@ -53,6 +54,10 @@ SSMN_API const char* ssmn_version(void);
 
 /* The compiler that built the library, e.g. "GCC 12.2.0". */
 SSMN_API const char* ssmn_compiler(void);
+
+/* To be called once by a process that was forked from one whose OpenMP threads may have run, before any kernel, if the
+ * library was not yet loaded when it was forked: those threads stayed behind, and OpenMP would wait for them. */
+SSMN_API void ssmn_loaded_after_fork(void);
 
 /*
  * Paths. The library holds its kernels once per instruction set and uses the best that the processor has, or the one

@@ -140,6 +140,7 @@ class Worker {
 };
 
 #if !defined(_WIN32)
+std::atomic<bool> g_forked_before{false};
 const pid_t kLoadedIn = getpid();
 #endif
 
@@ -155,7 +156,7 @@ class Pool {
         if (Pool* mine = pool.load(std::memory_order_acquire); mine != nullptr && owner.load() == self) return *mine;
         std::lock_guard<std::mutex> lock(guard);
         if (pool.load() == nullptr || owner.load() != self) {
-            pool.store(new Pool(self == kLoadedIn), std::memory_order_release);
+            pool.store(new Pool(self == kLoadedIn && !g_forked_before.load()), std::memory_order_release);
             owner.store(self);
         }
 #else
@@ -291,3 +292,9 @@ int32_t run_tasks(int64_t tasks, int32_t threads, int64_t workspace_bytes, TaskF
 }
 
 }  // namespace ssmn
+
+extern "C" void ssmn_loaded_after_fork(void) {
+#if !defined(_WIN32)
+    ssmn::g_forked_before.store(true);
+#endif
+}

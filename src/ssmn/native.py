@@ -31,6 +31,7 @@ KERNELS_VARIABLE = "SSMN_KERNELS"
 _FILE_NAME = {"win32": "ssmn.dll", "darwin": "libssmn.dylib"}.get(sys.platform, "libssmn.so")
 _REINSTALL = "reinstall from the source folder: pip install --force-reinstall --no-deps --no-cache-dir ."
 _OK, _OUT_OF_MEMORY = 0, 1
+_imported_by = os.getpid()
 
 ENGINE_BUSY, NOT_FINITE, UNKNOWN_TOKEN = 3, 4, 5
 """What `ssmn_engine_run` returns when it refuses."""
@@ -212,6 +213,9 @@ def load(package_folders: Iterable[Path]) -> tuple[ctypes.CDLL | None, NativeSta
         for name in ("version", "compiler", "instruction_set", "kernel_path", "kernel_paths"):
             getattr(loaded, f"ssmn_{name}").restype = c_char_p
         loaded.ssmn_use_kernel_path.argtypes = [c_char_p]
+        loaded.ssmn_loaded_after_fork.restype = None
+        if os.getpid() != _imported_by:
+            loaded.ssmn_loaded_after_fork()
         loaded.ssmn_chunk_size.restype = loaded.ssmn_memory_window.restype = c_int64
         version = loaded.ssmn_version().decode()
         steps = loaded.ssmn_chunk_size(), loaded.ssmn_memory_window()
