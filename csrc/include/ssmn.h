@@ -117,7 +117,7 @@ typedef struct ssmn_memory_call {
     int64_t key_width;   /* K */
     int64_t value_width; /* V */
     int64_t streams;     /* N */
-    int32_t half;        /* q, k, v, o, u and their gradients are bfloat16 (the upper half of a float) if 1, float if 0 */
+    int32_t half; /* q, k, v, o, u and their gradients are bfloat16 (the upper half of a float) if 1, float if 0 */
     int32_t rule;
     int32_t mask_heads; /* 1, or H for a mask of every head */
 } ssmn_memory_call;

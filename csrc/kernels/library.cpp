@@ -49,7 +49,8 @@ extern "C" int32_t ssmn_memory(
     float* final_state,
     int32_t threads) {
     return kernels().memory(
-        call, q, k, v, eta, log_decay, erase, mask, reset, cu_seqlens, initial_state, o, u, states, final_state, threads);
+        call, q, k, v, eta, log_decay, erase, mask, reset, cu_seqlens, initial_state, o, u, states, final_state,
+        threads);
 }
 
 extern "C" int32_t ssmn_memory_backward(
@@ -77,8 +78,8 @@ extern "C" int32_t ssmn_memory_backward(
     float* d_initial_state,
     int32_t threads) {
     return kernels().memory_backward(
-        call, q, k, v, eta, log_decay, erase, mask, reset, cu_seqlens, initial_state, states, d_o, d_u, d_final_state, d_q,
-        d_k, d_v, d_eta, d_log_decay, d_erase, d_initial_state, threads);
+        call, q, k, v, eta, log_decay, erase, mask, reset, cu_seqlens, initial_state, states, d_o, d_u, d_final_state,
+        d_q, d_k, d_v, d_eta, d_log_decay, d_erase, d_initial_state, threads);
 }
 
 extern "C" int32_t ssmn_matrix_product(

@@ -42,7 +42,7 @@ struct Pass {
     int64_t key_stride, value_stride;            // of rows in the workspace
     int64_t key_pairs, value_pairs;              // pairs of bfloat16 in a row
     int64_t key_pair_stride, value_pair_stride;  // of rows of pairs
-    int64_t chunk, window_chunks;  // steps of a chunk, chunks of a window
+    int64_t chunk, window_chunks;                // steps of a chunk, chunks of a window
     int64_t chunks, windows;
     const void *q, *k, *v;
     const float *eta, *erase, *log_decay;

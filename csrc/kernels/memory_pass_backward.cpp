@@ -200,7 +200,8 @@ void carry_back(
                 n, whole, K, Pairs ? window.q_pairs + at * pass.key_stride : window.q + at * pass.key_stride,
                 pass.key_stride, window.from_start + at, d_o, stride, other, {d_state, stride, kept});
         } else if (from_end) {
-            for (int64_t i = 0; i < K; ++i) scale_block(1, whole, &kept, d_state + i * stride, 0, d_state + i * stride, 0);
+            for (int64_t i = 0; i < K; ++i)
+                scale_block(1, whole, &kept, d_state + i * stride, 0, d_state + i * stride, 0);
         } else {
             zero_block(K, whole, d_state, stride);
         }

@@ -180,7 +180,8 @@ Outcome compute(const Case& c, const Numbers& on_o, const Numbers& on_final, int
 // The same by a call that writes and a call that reads. The gradients of what both are given add up.
 Outcome compute_apart(const Case& c, const Numbers& on_o, const Numbers& on_final, int32_t threads) {
     const bool half = c.call.half != 0, erases = c.call.rule == SSMN_ERASE;
-    Stored q(c.q, half), k(c.k, half), v(c.v, half), u(c.value_count(), half), o(c.value_count(), half), d_o(on_o, half);
+    Stored q(c.q, half), k(c.k, half), v(c.v, half), u(c.value_count(), half), o(c.value_count(), half),
+        d_o(on_o, half);
     Stored d_q(c.key_count(), half), d_k(c.key_count(), half), d_k_read(c.key_count(), half);
     Stored d_v(c.value_count(), half), d_u(c.value_count(), half);
     const Floats eta = floats(c.eta), log_decay = floats(c.log_decay), erase = floats(c.erase);
@@ -255,8 +256,7 @@ void run(Case c) {
     Numbers* const inputs[] = {&c.q, &c.k, &c.v, &c.eta, &c.log_decay, &c.erase, &c.initial_state};
     for (const auto& [way, name] : {std::pair{compute, c.name}, std::pair{compute_apart, c.name + ", apart"}}) {
         const Outcome got = way(c, on_o, on_final, 1);
-        for (int32_t threads : {2, 3})
-            check(same(got, way(c, on_o, on_final, threads)), name + ": other threads");
+        for (int32_t threads : {2, 3}) check(same(got, way(c, on_o, on_final, threads)), name + ": other threads");
         check_close(got.arrays[0], expected.o, name + ": o", allowed);
         check_close(got.arrays[1], expected.final_state, name + ": final_state", allowed);
         for (size_t i = 0; i < 7; ++i)

@@ -265,8 +265,18 @@ def _memory_backward(
     return gradients
 
 
-def _gradients_like(q, k, v, eta, log_decay, erase, initial_state):
-    return tuple(_optional_like(x, log_decay) for x in (q, k, v, eta, log_decay, erase, initial_state))
+def _gradients_like(
+    q: Tensor | None,
+    k: Tensor,
+    v: Tensor,
+    eta: Tensor | None,
+    log_decay: Tensor,
+    erase: Tensor | None,
+    initial_state: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    d_k, d_v, d_log_decay = _dense_like(k, v, log_decay)
+    d_q, d_eta, d_erase, d_initial = (_optional_like(x, log_decay) for x in (q, eta, erase, initial_state))
+    return d_q, d_k, d_v, d_eta, d_log_decay, d_erase, d_initial
 
 
 @_memory_backward.register_fake
