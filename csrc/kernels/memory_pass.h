@@ -13,7 +13,7 @@ namespace SSMN_PATH {
 namespace {
 
 constexpr int64_t kWindow = kMemoryWindow;
-constexpr int64_t kColumns = 256;         // of the values, at most, that a worker takes at a time
+constexpr int64_t kColumns = 64;          // of the values, at most, that a worker takes at a time
 constexpr int64_t kSolveRows = 16;        // rows of a diagonal block of the triangular system
 constexpr float kForgotten = -1000.0f;    // exp of this is 0: a stronger decay is the same
 constexpr int64_t kBatchBytes = 8 << 20;  // about as much for the windows of the lanes that are worked on together
@@ -325,9 +325,8 @@ SSMN_APART void solve_transposed(int64_t m, int64_t whole, const float* factor, 
     }
 }
 
-// How many columns of the values a worker takes at a time: many, because what all columns share is read once for them,
-// but so that the workers have equally much to do. Every column is computed by itself: the number cannot change a
-// result.
+// How many columns of the values a worker takes at a time, so that all have equally much to do. Every column is
+// computed by itself: the number cannot change a result.
 inline int64_t columns_per_task(const Pass& pass, int64_t lanes, int32_t workers) {
     int64_t blocks = (pass.value_width + kColumns - 1) / kColumns;
     const auto width = [&] { return whole_vectors((pass.value_width + blocks - 1) / blocks); };

@@ -22,7 +22,7 @@ from ssmn.errors import BackendError
 CHUNK = 64
 """C, the steps of the memory that are worked on together, at most; the library must agree."""
 
-MEMORY_WINDOW = 256
+MEMORY_WINDOW = 512
 """P, the steps between two states that the memory stores; the library must agree."""
 
 KERNELS_VARIABLE = "SSMN_KERNELS"
