@@ -104,7 +104,8 @@ def test_stop_strings_do_not_depend_on_the_cuts(cut: int) -> None:
     for stops, wanted, found in [
         (["<end>"], "a<b<", "<end>"),
         (["<<", "<end>"], "a<b", "<<"),
-        (["<end", "<end>"], "a<b<", "<end>"),
+        (["<end", "<end>"], "a<b<", "<end"),
+        (["end", "<end>", "b<<end>>c"], "a<b<<", "end"),
         (["<ending>"], text, None),
         ([], text, None),
     ]:
@@ -113,6 +114,5 @@ def test_stop_strings_do_not_depend_on_the_cuts(cut: int) -> None:
         if found is None:
             given += stop.finish()
         assert given == wanted
-        # In small pieces the shorter of two that begin alike is complete first.
-        assert stop.found == found or {stop.found, found} == {"<end", "<end>"}
+        assert stop.found == found
         assert stop.held == ""

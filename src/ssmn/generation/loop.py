@@ -72,6 +72,7 @@ class TextOut:
         """What this token lets out."""
         return self._stops.push(self._decoder.push(token))
 
+    @property
     def held(self) -> str:
         """What would still come if this were the end, an unfinished character left out."""
         return self._stops.held
@@ -171,6 +172,46 @@ def generate(
     runner = _runner(lm, states, learning, backend)
     outs = [None if tokenizer is None else TextOut(tokenizer, stop) for _ in range(rows)]
     return _decode(runner, prompts, sampling, max_new_tokens, outs, frozenset(map(int, ends)), seeds)
+
+
+def read(
+    lm: LanguageModel | Engine,
+    token_ids: Any,
+    *,
+    state: StreamState | None = None,
+    plasticity: Plasticity | None = None,
+    tokenizer: Tokenizer | None = None,
+    backend: Backend = "auto",
+) -> StreamState:
+    """Reads tokens, or with a tokenizer a text, and writes nothing.
+
+    Args:
+        lm: As in `generate`.
+        token_ids: Token numbers [T] or a text; at least one token.
+        state: Where the stream stands; None = fresh.
+        plasticity: How strongly the memory learns and forgets while reading.
+        tokenizer: Takes the tokens as a text.
+        backend: As in `generate`.
+
+    Returns:
+        The state after it.
+
+    Raises:
+        ShapeError, DtypeError, RangeError, StateError, BackendError: As in `generate`.
+
+    Example:
+        >>> import ssmn
+        >>> from ssmn.generation import read
+        >>> lm = ssmn.TextSSMN(ssmn.TextSSMNConfig.preset("tiny", vocab_size=50))
+        >>> read(lm, [1, 2, 3]).position.tolist()
+        [3]
+    """
+    prompts = _prompts(token_ids, tokenizer)
+    runner = _runner(lm, _states(state, len(prompts)), _learning(plasticity, len(prompts)), backend)
+    for row, prompt in enumerate(prompts):
+        runner.read(row, prompt)
+    runner.begin()
+    return StreamState.merge([runner.state(row) for row in range(len(prompts))])
 
 
 def _decode(

@@ -45,11 +45,12 @@ class StopStrings:
         if self.found is not None:
             return ""
         text = self.held + text
-        places = [(place, -len(stop), stop) for stop in self._stops if (place := text.find(stop)) >= 0]
-        if places:
-            end, _, self.found = min(places)
+        # The one that is complete first, as if the text came by characters; of several the longest.
+        met = [(place + len(stop), place, stop) for stop in self._stops if (place := text.find(stop)) >= 0]
+        if met:
+            _, start, self.found = min(met)
             self.held = ""
-            return text[:end]
+            return text[:start]
         held = max((_overlap(text, stop) for stop in self._stops), default=0)
         end = len(text) - held
         self.held = text[end:]
