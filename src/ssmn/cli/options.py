@@ -47,7 +47,7 @@ WriteThreshold = Annotated[
     typer.Option(
         "--write-threshold",
         metavar="[0, 1]",
-        help="Steps whose η is below this write nothing, in place of the model's.",
+        help="Steps whose η is below it write nothing, in place of the model's.",
     ),
 ]
 Preset = Annotated[

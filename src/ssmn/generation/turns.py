@@ -20,7 +20,8 @@ class Turns:
     """The strings around what is said and what is answered.
 
     A conversation reads `opening` once, then per turn `prefix`, what is said, `suffix`, the answer, and `ending`. The
-    default is for a model without a template, which continues what it is given: a line, its continuation, an empty line.
+    default is for a model without a template, which goes on from what it is given: a line, its continuation, an empty
+    line.
     """
 
     opening: str = ""
