@@ -89,14 +89,14 @@ def test_half_a_stop_string_at_the_end_is_shown_and_half_a_character_is_not() ->
 
         speech = "ab é".encode()
 
-        def __call__(self, ids: Any, state: Any = None, *, plasticity: Any = None) -> Any:
-            logits, after = model(ids, state)
+        def __call__(self, input_ids: Any, state: Any = None, *, plasticity: Any = None) -> Any:
+            logits, after = model(input_ids, state)
             logits = torch.zeros_like(logits)
             logits[0, -1, self.speech[max(0, int(after.position) - 2) % 5]] = 9.0
             return logits, after
 
     model = text_model()
-    options = {"turns": Turns(stop=("b é!",), ending=""), "sampling": Sampling(temperature=0.0)}
+    options: dict[str, Any] = {"turns": Turns(stop=("b é!",), ending=""), "sampling": Sampling(temperature=0.0)}
     conversation = Conversation(Speaker(), BYTES, max_new_tokens=4, **options)
     assert "".join(conversation.say("?")) == "ab "
     check_has_read(conversation, model, "?\nab ")

@@ -207,7 +207,7 @@ class Chat:
             raise RangeError(f"/{words[0]}: {len(words) - 1} words follow; wanted {wanted or 'none'}.")
         return function(words[1:])
 
-    def _undo(self, _: list[str]) -> None:
+    def _undo(self, words: list[str]) -> None:
         if not self.conversation.undo():
             raise RangeError("/undo: there is no turn to take back.")
         self._keep()
@@ -242,7 +242,7 @@ class Chat:
         self._keep()
         self._say(f"read {count:,} tokens; at position {self.conversation.position:,}")
 
-    def _state(self, _: list[str]) -> None:
+    def _state(self, words: list[str]) -> None:
         kept = "" if self.file is None else f", kept in {self.file}"
         self._say(f"position {self.conversation.position:,}, {self._present().nbytes:,} bytes{kept}")
 
@@ -254,11 +254,11 @@ class Chat:
                  if getattr(settings, field.name) != field.default]  # fmt: skip
         self._say(" ".join(shown) or "as trained")
 
-    def _help(self, _: list[str]) -> None:
+    def _help(self, words: list[str]) -> None:
         for name, (_, wanted, what) in self._commands.items():
             self._say(f"/{name} {wanted}".rstrip() + f"   {what}")
 
-    def _quit(self, _: list[str]) -> bool:
+    def _quit(self, words: list[str]) -> bool:
         return True
 
 

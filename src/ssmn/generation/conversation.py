@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -78,7 +78,8 @@ class Conversation:
         plasticity: Plasticity | None = None,
         backend: Backend = "auto",
     ) -> None:
-        self.lm, self.tokenizer, self.backend = lm, tokenizer, backend
+        self.lm, self.tokenizer = lm, tokenizer
+        self.backend: Backend = backend
         self.turns = turns or Turns()
         self.sampling = sampling or Sampling()
         self.max_new_tokens, self.seed, self.plasticity = max_new_tokens, seed, plasticity
@@ -103,7 +104,7 @@ class Conversation:
         """Tokens read so far."""
         return 0 if self._state is None else int(self._state.position)
 
-    def say(self, text: str) -> Iterator[str]:
+    def say(self, text: str) -> Generator[str, None, None]:
         """Says something and writes the answer, piece by piece.
 
         To stop an answer, leave the iterator (`close()`, or break and drop it), or interrupt it: it ends there, and the
@@ -145,7 +146,7 @@ class Conversation:
     def _affix(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, special=self.turns.special).tolist()
 
-    def _turn(self, prompt: list[int]) -> Iterator[str]:
+    def _turn(self, prompt: list[int]) -> Generator[str, None, None]:
         out, stop_tokens = TextOut(self.tokenizer, self.turns.stop), self.turns.stop_tokens(self.tokenizer)
         shown: list[str] = []
         clear, tail, count = None, "", 0

@@ -262,11 +262,12 @@ def _runner(lm: Any, states: list[StreamState | None], learning: list[Plasticity
         if backend == "torch":
             raise BackendError("generate: an Engine runs on the engine only; give the model for backend='torch'.")
         return EngineRunner(lm, lock_of(lm), states, learning)
+    model: Any = lm
     if not callable(lm):
         raise DtypeError(f"generate: lm is {type(lm).__name__}; wanted a TextSSMN or an Engine of one.")
-    if backend == "torch" or (backend == "auto" and why_not_engine(lm) is not None):
-        return TorchRunner(lm, states, learning)
-    engine = engine_of(lm)
+    if backend == "torch" or (backend == "auto" and why_not_engine(model) is not None):
+        return TorchRunner(model, states, learning)
+    engine = engine_of(model)
     return EngineRunner(engine, lock_of(engine), states, learning)
 
 
@@ -334,7 +335,7 @@ def _learning(given: Any, rows: int) -> list[Plasticity | None]:
     if given is None:
         return [None] * rows
     if isinstance(given, Plasticity):
-        return given.per_row(rows)
+        return [*given.per_row(rows)]
     if not isinstance(given, (list, tuple)) or any(not isinstance(one, Plasticity | None) for one in given):
         raise DtypeError(
             "generate: plasticity is no ssmn.Plasticity; wanted one, or a list of one (or None) per prompt."

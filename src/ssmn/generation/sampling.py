@@ -176,7 +176,7 @@ def _enough(weights: NDArray[np.float64], wanted: float) -> int:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= 1)
 
 
 def _is_number(value: object) -> bool:
