@@ -56,7 +56,7 @@ class Conversation:
         >>> import ssmn
         >>> from ssmn.generation import Conversation
         >>> from ssmn.training import Tokenizer
-        >>> lm = ssmn.TextSSMN(ssmn.TextSSMNConfig.preset("tiny", vocab_size=256))
+        >>> lm = ssmn.TextSSMN(ssmn.TextSSMNConfig.preset("tiny", vocab_size=128))
         >>> conversation = Conversation(lm, Tokenizer.for_bytes(), max_new_tokens=5, seed=0)
         >>> answer = "".join(conversation.say("Hello"))
         >>> conversation.position == len(f"Hello\\n{answer}\\n\\n".encode())

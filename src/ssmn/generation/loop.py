@@ -160,6 +160,7 @@ def generate(
         repetition_window=repetition_window,
     )
     prompts = _prompts(prompt_ids, tokenizer)
+    _require_known(lm, prompts)
     rows = len(prompts)
     if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise RangeError(f"generate: max_new_tokens={max_new_tokens!r}; wanted a whole number of at least 1.")
@@ -207,6 +208,7 @@ def read(
         [3]
     """
     prompts = _prompts(token_ids, tokenizer)
+    _require_known(lm, prompts)
     runner = _runner(lm, _states(state, len(prompts)), _learning(plasticity, len(prompts)), backend)
     for row, prompt in enumerate(prompts):
         runner.read(row, prompt)
@@ -305,6 +307,17 @@ def _numbers(given: Any, name: str) -> np.ndarray:
     if array.size and array.dtype.kind not in "iu":
         raise DtypeError(f"generate: {name} has dtype {array.dtype}; wanted whole token numbers.")
     return array
+
+
+def _require_known(lm: Any, prompts: list[list[int]]) -> None:
+    """Refuses tokens that the model does not have."""
+    size = getattr(getattr(lm, "config", None), "vocab_size", None)
+    low, high = min(map(min, prompts)), max(map(max, prompts))
+    if size is not None and not 0 <= low <= high < size:
+        raise RangeError(
+            f"generate: prompt_ids lie in [{low}, {high}]; wanted [0, {size - 1}] (vocab_size − 1); encode with the "
+            "tokenizer that was saved with the model."
+        )
 
 
 def _states(given: Any, rows: int) -> list[StreamState | None]:
