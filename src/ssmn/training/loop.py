@@ -29,7 +29,7 @@ from ssmn.files import atomic_write, read_file, write_file
 from ssmn.models import SSMN, TextSSMN
 from ssmn.models.stack import Stack
 from ssmn.state import StreamState
-from ssmn.training.data import Corpus, StreamBatches, read_text, text_files
+from ssmn.training.data import Corpus, StreamBatches, read_text, shuffled, text_files
 from ssmn.training.evaluate import evaluate_stream, evaluate_task, loss_of, measures_of
 from ssmn.training.settings import OptimisationConfig, TrainConfig, differences, to_toml
 from ssmn.training.tasks import Batch, Task
@@ -274,19 +274,26 @@ def _open_source(config: TrainConfig, folder: Path, resume: bool) -> _Source:
     if config.task is not None:
         return _task_source(config.task, config)
     assert config.data is not None
-    data = config.data
+    data, tokenizer = config.data, None
+    files = text_files(data.text or data.series or "", data.pattern)
+    if data.shuffle:
+        files = shuffled(files, config.seed)
     if data.text is not None:
-        files = text_files(data.text, data.pattern)
         name = str(folder / TOKENIZER_FILE) if resume else data.tokenizer
         tokenizer = _tokenizer(name, files, data.vocab_size)
         corpus = Corpus.from_text(files, tokenizer)
         sizes = {"kind": "text", "vocab_size": tokenizer.vocab_size}
     else:
-        assert data.series is not None
-        tokenizer, corpus = None, Corpus.from_tables(text_files(data.series, data.pattern))
+        corpus = Corpus.from_tables(files)
         columns = corpus.steps.shape[1]
         sizes = {"kind": "standard", "input_dim": columns, "output_dim": columns}
-    begin, held_out = corpus.split(data.held_out)
+    if data.validation is None:
+        begin, last = corpus.split(data.held_out)
+        evaluated = last.steps[:_EVALUATED_STEPS]
+    else:
+        begin, late = corpus, text_files(data.validation, data.pattern)
+        other = Corpus.from_tables(late) if tokenizer is None else Corpus.from_text(late, tokenizer)
+        evaluated = other.sample(_EVALUATED_STEPS)
     settings = config.train
     batches = StreamBatches(begin, settings.batch_size, settings.piece_length, settings.fresh_rate, config.seed)
     return _Source(
@@ -294,7 +301,7 @@ def _open_source(config: TrainConfig, folder: Path, resume: bool) -> _Source:
         model_settings=sizes,
         digest=hashlib.sha256(corpus.steps.tobytes()).hexdigest(),
         tokenizer=tokenizer,
-        evaluate=lambda model: _stream_figures(model, held_out, tokenizer),
+        evaluate=lambda model: _stream_figures(model, evaluated, tokenizer),
     )
 
 
@@ -316,10 +323,10 @@ def _tokenizer(name: str, files: list[Path], vocab_size: int) -> Tokenizer:
     return Tokenizer.load(name)
 
 
-def _stream_figures(model: Stack, held_out: Corpus, tokenizer: Tokenizer | None) -> dict[str, float]:
-    if len(held_out) < 2:
+def _stream_figures(model: Stack, steps: np.ndarray, tokenizer: Tokenizer | None) -> dict[str, float]:
+    if len(steps) < 2:
         return {}
-    score = evaluate_stream(model, held_out.steps[:_EVALUATED_STEPS], tokenizer=tokenizer)
+    score = evaluate_stream(model, steps, tokenizer=tokenizer)
     return {"held_out_loss": score.loss} if tokenizer is None else {"held_out_bits_per_byte": score.bits_per_byte}
 
 
