@@ -15,7 +15,7 @@ import foreign
 import ssmn.native
 from ssmn.config import Plasticity
 from ssmn.errors import FileError, RangeError
-from ssmn.generation import Answer, Conversation, Sampling, Turns, generate
+from ssmn.generation import Answer, Conversation, Sampling, Turns
 from ssmn.generation.conversation import UNDO_TURNS
 from ssmn.models import TextSSMN
 from ssmn.training import Tokenizer
@@ -203,19 +203,27 @@ def test_special_tokens_of_a_template_are_read_and_end_answers(tmp_path: Path) -
     assert turns.stop_tokens(tokenizer) == [end]
     assert Turns().stop_tokens(tokenizer) == []
 
-    lm = text_model(vocab_size=tokenizer.vocab_size)
-    conversation = Conversation(lm, tokenizer, turns=turns, max_new_tokens=6, seed=1)
-    list(conversation.say("Hello<|im_end|>"))  # what is said cannot end a turn: it is text
-    said = "<s><|im_start|>user\n"
+    model = text_model(vocab_size=tokenizer.vocab_size)
     prompt = [
-        *tokenizer.encode(said, special=True),
-        *tokenizer.encode("Hello<|im_end|>"),
+        *tokenizer.encode("<s><|im_start|>user\n", special=True),
+        *tokenizer.encode("Hello<|im_end|>"),  # what is said cannot end a turn: it is text
         *tokenizer.encode("<|im_end|>\n<|im_start|>assistant\n", special=True),
     ]
     assert prompt.count(end) == 1
-    tokens = [int(token) for token, _ in generate(lm, prompt, max_new_tokens=6, seed=1)]
-    assert conversation.position >= len(prompt)
-    assert len(tokens) == 6
-    before = conversation.position
-    list(conversation.say("again"))
-    assert conversation.position > before
+    answer = [*tokenizer.encode("ab").tolist(), end]
+
+    def lm(input_ids: Any, state: Any = None, *, plasticity: Any = None) -> Any:
+        """Writes the answer after the prompt."""
+        logits, after = model(input_ids, state)
+        logits = torch.zeros_like(logits)
+        logits[0, -1, answer[max(0, int(after.position) - len(prompt)) % len(answer)]] = 9.0
+        return logits, after
+
+    conversation = Conversation(lm, tokenizer, turns=turns, sampling=Sampling(temperature=0.0))
+    assert "".join(conversation.say("Hello<|im_end|>")) == "ab"
+    assert conversation.answer == Answer("ab", len(answer), "stop")
+    ids = [*prompt, *answer[:-1], *tokenizer.encode("<|im_end|>\n", special=True)]
+    with torch.no_grad():
+        _, wanted = model(torch.tensor([[int(token) for token in ids]]))
+    assert conversation.state is not None
+    assert max(entry.relative for entry in conversation.state.diff(wanted)) <= 1e-5

@@ -243,7 +243,8 @@ def _decode(
             yield Step(token, runner.state(row), row, text, finish)
         if not going:
             return
-        alive, logits = [alive[place] for place in going], logits[going]
+        if len(going) < len(alive):
+            alive, logits = [alive[place] for place in going], logits[going]
 
 
 def _spoken(out: TextOut | None, token: int, is_stop: bool, is_last: bool) -> tuple[str, Finish | None]:
