@@ -314,8 +314,8 @@ def test_evaluates_on_a_folder_of_its_own(tmp_path: Path) -> None:
     assert shuffled(files, seed=0) == shuffled(files, seed=0) != shuffled(files, seed=1)
     assert sorted(shuffled(files, seed=1)) == files
     whole = Corpus(np.arange(1000), (), ())
-    assert whole.sample(1000).tolist() == whole.steps.tolist()
-    assert whole.sample(64).tolist() == [62 * i + j for i in range(16) for j in range(4)]
+    assert whole.sample(1000).steps.tolist() == whole.steps.tolist()
+    assert whole.sample(64).steps.tolist() == [62 * i + j for i in range(16) for j in range(4)]
 
 
 @pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])

@@ -113,12 +113,17 @@ class Corpus:
             Corpus(self.steps[edge:], self.files, late_starts, self.tokenizer),
         )
 
-    def sample(self, count: int, stretches: int = 16) -> np.ndarray:
+    def cut(self, count: int) -> Corpus:
+        """The first `count` steps."""
+        return Corpus(self.steps[:count], self.files, self.starts, self.tokenizer)
+
+    def sample(self, count: int, stretches: int = 16) -> Corpus:
         """At most `count` steps, one after the other: evenly spread stretches, or the whole stream if it is short."""
         if len(self.steps) <= count:
-            return self.steps
+            return self
         length, space = count // stretches, len(self.steps) // stretches
-        return np.concatenate([self.steps[begin : begin + length] for begin in range(0, space * stretches, space)])
+        parts = [self.steps[begin : begin + length] for begin in range(0, space * stretches, space)]
+        return Corpus(np.concatenate(parts), (), (), self.tokenizer)
 
     def name_of(self, begins: range | list[int], length: int) -> str:
         """The files that hold any of the stretches `[begin, begin + length)`."""
