@@ -197,8 +197,8 @@ def _optimizers(named: dict[str, torch.nn.Parameter], settings: OptimisationConf
     """AdamW, with weight decay on matrices alone, and Muon before it if it is wanted."""
     turned: list[Tensor] = []
     if settings.optimizer == "muon":
-        blocks = [weight for name, weight in named.items() if name.startswith("blocks.")]
-        turned = [weight for weight in blocks if weight.dim() == 2 and min(weight.shape) >= _LEAST_MUON]
+        inner = [weight for name, weight in named.items() if name.startswith(("blocks.", "encoder."))]
+        turned = [weight for weight in inner if weight.dim() == 2 and min(weight.shape) >= _LEAST_MUON]
     left = [weight for weight in named.values() if not any(weight is other for other in turned)]
     groups = [
         {"params": [weight for weight in left if weight.dim() >= 2], "weight_decay": settings.weight_decay},

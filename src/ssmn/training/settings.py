@@ -67,7 +67,7 @@ class OptimisationConfig:
     fresh_rate: float = 0.05
     """Share of a stream's pieces that begin with a fresh state, so that the model also learns to begin."""
     optimizer: Optimizer = "adamw"
-    """`muon`: the blocks' matrices by Muon, at AdamW's step size, and all else by AdamW (needs torch 2.9)."""
+    """`muon`: inner matrices by Muon, at AdamW's step size; embeddings and all else by AdamW (needs torch 2.9)."""
     learning_rate: float = 3e-3
     """Peak learning rate."""
     final_rate: float = 0.1

@@ -12,7 +12,7 @@ from tokenizers import models, pre_tokenizers
 
 from ssmn.bench.quality.frame import Options, Part, Result, Run, Workplace
 from ssmn.bench.quality.peers import of_size
-from ssmn.bench.quality.texts import best_rate, learning_rates, losses, train_run, training_speed
+from ssmn.bench.quality.texts import best_rate, learning_rates, losses, over_seeds, train_run, training_speed
 from ssmn.bench.report import Table
 from ssmn.config import TextSSMNConfig
 from ssmn.errors import FileError
@@ -59,7 +59,8 @@ def _settings(budget: str, name: str, rate: float | None, seed: int, quick: bool
     model = {**sizes["model"], **({"hidden_dim": 16, "num_heads": 2} if quick else {})}
     config = TextSSMNConfig(vocab_size=CHARACTERS, **model, **own)
     config = of_size(config, 30_000 if quick else sizes["parameters"] - 4_000)
-    train = {"learning_rate": rate, "tensorboard": False, "checkpoint_every": 0, **sizes["train"]}
+    train = {"learning_rate": rate, "tensorboard": False, "checkpoint_every": 0,
+             "optimizer": "muon", "compute_dtype": "bfloat16", **sizes["train"]}  # fmt: skip
     train |= sizes["choosing"] if choosing else {}
     train |= {"fresh_rate": 1.0} if name == "transformer" else {}
     train |= {"steps": 2, "batch_size": 1, "piece_length": 32} if quick else {}
@@ -153,12 +154,6 @@ def tables(finished: Mapping[str, Result]) -> list[Table]:
         made.append(Table("choice of learning rates, on characters before the last tenth",
                           ["run", "carried", "reset every 256"], choices, texts=1))  # fmt: skip
     return made
-
-
-def over_seeds(values: list[float]) -> str:
-    """The mean, and the values themselves if there are several."""
-    mean = f"{statistics.mean(values):.3f}"
-    return mean if len(values) == 1 else f"{mean} ({', '.join(f'{value:.3f}' for value in values)})"
 
 
 PART = Part("shakespeare", "Characters of Shakespeare in a small budget.", runs, measure, tables)

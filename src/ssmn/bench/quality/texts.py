@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Mapping
 from typing import Any
 
@@ -118,9 +119,7 @@ def best_rate(found: Mapping[float, Mapping[str, Any] | None], figure: str) -> f
     return min(results, key=lambda rate: results[rate][figure])
 
 
-def spread_rows(stream: np.ndarray, rows: int, length: int) -> np.ndarray:
-    """`rows` evenly spread stretches of `length` steps, fewer and shorter ones from a short stream: [rows, length]."""
-    length = min(length, len(stream))
-    rows = max(1, min(rows, len(stream) // length))
-    space = len(stream) // rows
-    return np.stack([stream[begin : begin + length] for begin in range(0, space * rows, space)])
+def over_seeds(values: list[float]) -> str:
+    """The mean, and the values themselves if there are several."""
+    mean = f"{statistics.mean(values):.3f}"
+    return mean if len(values) == 1 else f"{mean} ({', '.join(f'{value:.3f}' for value in values)})"
