@@ -91,9 +91,8 @@ def _make(
         with_name.replace(folder / f"{part}.npy")
 
 
-def held_out_rows(options: Options, genre: str, rows: int, length: int) -> np.ndarray:
-    """Evenly spread stretches of a genre's held-out text: [rows, length] tokens."""
-    stream = language(options).held_out[genre]
+def stretches(stream: np.ndarray, rows: int, length: int) -> np.ndarray:
+    """At most `rows` evenly spread stretches of at most `length` tokens: [rows, length]."""
     length = min(length, len(stream))
     rows = max(1, min(rows, len(stream) // length))
     space = len(stream) // rows

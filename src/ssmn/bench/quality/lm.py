@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ssmn.bench.quality.frame import Options, Part, Result, Run, Workplace
-from ssmn.bench.quality.language import GENRES, VOCABULARY, held_out_rows, language
+from ssmn.bench.quality.language import GENRES, VOCABULARY, language, stretches
 from ssmn.bench.quality.peers import of_size
 from ssmn.bench.quality.texts import (
     best_rate,
@@ -151,11 +151,11 @@ def measure(run: Run, place: Workplace) -> Result | None:
     lengths, context = words.tokenizer.byte_lengths, CONTEXT
     if run.settings["choosing"]:
         resets = run.settings["run"]["train"]["fresh_rate"] == 1.0
-        tokens = words.validation.sample(1 << 16, 8).steps.reshape(8, -1)
+        tokens = stretches(words.validation.steps, READ_ROWS, READ_LENGTH + 1)
         nats, _ = losses(model, tokens, context=context if resets else None)
         return {**result, "bits_per_byte": bits_per_byte(nats, tokens, lengths)}
     rows, length = (1, 40) if place.options.quick else (READ_ROWS, READ_LENGTH + 1)
-    texts = {genre: held_out_rows(place.options, genre, rows, length) for genre in GENRES}
+    texts = {genre: stretches(words.held_out[genre], rows, length) for genre in GENRES}
     for name, after in (("carried", None), ("reset", context)):
         nats = {genre: losses(model, tokens, context=after)[0] for genre, tokens in texts.items()}
         result[name] = {genre: bits_per_byte(nats[genre], texts[genre], lengths) for genre in GENRES}

@@ -10,7 +10,7 @@ import numpy as np
 
 from ssmn.bench.quality import lm
 from ssmn.bench.quality.frame import Options, Part, Result, Run, Workplace, finished
-from ssmn.bench.quality.language import GENRES, held_out_rows, language
+from ssmn.bench.quality.language import GENRES, language, stretches
 from ssmn.bench.quality.texts import bits_per_byte, losses, over_seeds
 from ssmn.bench.report import Table
 from ssmn.config import Plasticity
@@ -39,11 +39,12 @@ def runs(options: Options) -> Generator[Run, Result | None, None]:
 def measure(run: Run, place: Workplace) -> Result | None:
     """Reads passages twice: at once, after other text, at several lengths, and with the memory frozen."""
     model = TextSSMN.from_pretrained(place.options.out / lm.PART.name / run.name)
+    words = language(place.options)
     passage, quick = run.settings["passage"], place.options.quick
     between = 64 if quick else BETWEEN
     longest = max(*run.settings["lengths"], passage + between)
-    text = np.concatenate([held_out_rows(place.options, genre, 1 if quick else ROWS, longest) for genre in GENRES])
-    lengths, result = language(place.options).tokenizer.byte_lengths, {"by_length": {}}
+    text = np.concatenate([stretches(words.held_out[genre], 1 if quick else ROWS, longest) for genre in GENRES])
+    lengths, result = words.tokenizer.byte_lengths, {"by_length": {}}
     for done, length in enumerate(run.settings["lengths"]):
         result["by_length"][str(length)] = reread(model, text[:, :length], lengths)
         if place.on_step(done + 1, len(run.settings["lengths"]), f"passages of {length}"):
