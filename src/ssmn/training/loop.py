@@ -197,6 +197,10 @@ def _optimizers(named: dict[str, torch.nn.Parameter], settings: OptimisationConf
     """AdamW, with weight decay on matrices alone, and Muon before it if it is wanted."""
     turned: list[Tensor] = []
     if settings.optimizer == "muon":
+        if not hasattr(torch.optim, "Muon"):
+            raise TrainingError(
+                f"train: optimizer='muon' needs torch 2.9, this is {torch.__version__}; update it, or use 'adamw'."
+            )
         inner = [weight for name, weight in named.items() if name.startswith(("blocks.", "encoder."))]
         turned = [weight for weight in inner if weight.dim() == 2 and min(weight.shape) >= _LEAST_MUON]
     left = [weight for weight in named.values() if not any(weight is other for other in turned)]
