@@ -97,7 +97,14 @@ def test_the_corpus_is_read_once_by_genre(corpus: Path, tmp_path: Path) -> None:
 
 
 def test_small_runs_of_the_language_parts(corpus: Path, tmp_path: Path) -> None:
-    chosen = ["small-ssmn-rate-*", "small-ssmn-0", "small-transformer-*", "small-mamba-2-*", "small-ssmn-hebbian-0"]
+    chosen = [
+        "small-ssmn-rate-*",
+        "small-ssmn-0",
+        "small-transformer-rate-*",
+        "small-transformer-0",
+        "small-mamba-2-*",
+        "small-ssmn-hebbian-0",
+    ]
     results = quality.measure_quality(
         ["lm", "second-reading"], out=str(tmp_path), seeds=1, text=str(corpus), quick=True, only=chosen
     )
@@ -137,7 +144,12 @@ def test_the_gain_ends_where_it_stays_below_one_percent() -> None:
 
 def test_small_runs_of_the_characters(play: Path, tmp_path: Path) -> None:
     results = quality.measure_quality(
-        ["shakespeare"], out=str(tmp_path), seeds=1, shakespeare=str(play), quick=True, only=["small-ssmn-*"]
+        ["shakespeare"],
+        out=str(tmp_path),
+        seeds=1,
+        shakespeare=str(play),
+        quick=True,
+        only=["small-ssmn-rate*", "small-ssmn-0"],
     )
     runs = results["parts"]["shakespeare"]
     assert set(runs) == {"small-ssmn-rate-0.003", "small-ssmn-0"}
@@ -163,5 +175,8 @@ def test_full_budgets_have_equal_sizes() -> None:
     for name in lm._models("large"):
         settings = lm._settings("large", name, 1e-3, 0, quick=False)["run"]
         assert settings["train"]["steps"] * settings["train"]["batch_size"] * settings["train"]["piece_length"] >= 2e7
+    assert set(lm._models("large")) <= set(lm._models("small"))
+    for name in shakespeare.MODELS:
+        shakespeare._settings("small", name, 1e-3, 0, quick=False)
     steps = shakespeare.BUDGETS["small"]["train"]
     assert steps["steps"] * steps["batch_size"] * steps["piece_length"] == 2_000 * 768

@@ -298,6 +298,18 @@ def test_a_run_leaves_a_whole_folder(book: Path, tmp_path: Path) -> None:
     assert score.bits_per_byte == pytest.approx(lines[-1]["held_out_bits_per_byte"], rel=1e-5)
 
 
+def test_pieces_that_stand_alone_are_shuffled_and_cover_the_corpus() -> None:
+    corpus = Corpus(np.arange(101), (), ())
+    batches = StreamBatches(corpus, batch_size=2, piece_length=10, fresh_rate=1.0, seed=3)
+    passes = [[batches.batch(step) for step in range(first, first + 5)] for first in (0, 5)]
+    begins = [[row[0] for batch in batches for row in batch.inputs.tolist()] for batches in passes]
+    for one in begins:
+        assert sorted(one) == list(range(0, 100, 10))
+    assert begins[0] != begins[1]
+    assert begins[0] != sorted(begins[0])
+    assert all(batch.fresh for one in passes for batch in one)
+
+
 def test_evaluates_on_a_folder_of_its_own(tmp_path: Path) -> None:
     for name in ("a", "b", "c", "d"):
         (tmp_path / "text" / name).mkdir(parents=True)

@@ -65,7 +65,8 @@ class OptimisationConfig:
     piece_length: int = 256
     """Steps of a stream between two cuts of the gradient; tasks use whole rows."""
     fresh_rate: float = 0.05
-    """Share of a stream's pieces that begin with a fresh state, so that the model also learns to begin."""
+    """Share of a stream's pieces that begin with a fresh state, so that the model also learns to begin; at 1 nothing
+    is carried, and the pieces are shuffled."""
     optimizer: Optimizer = "adamw"
     """`muon`: inner matrices by Muon, at AdamW's step size; embeddings and all else by AdamW (needs torch 2.9)."""
     learning_rate: float = 3e-3

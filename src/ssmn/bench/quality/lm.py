@@ -41,28 +41,31 @@ def _only(kind: str, budget: str) -> dict[str, Any]:
 
 
 def _models(budget: str) -> dict[str, dict[str, Any]]:
+    full = {**_only("static", budget), "window_size": CONTEXT}
     every = {
-        "ssmn": _places("plastic", budget),
-        "transformer": {**_only("static", budget), "window_size": CONTEXT},
+        "ssmn": {**_places("plastic", budget), "semantic_encoder": True},
+        "transformer": full,
         "window": _only("static", budget),
     }
     if budget == "large":
         return every
-    fields = {
-        "mamba-2": "ssd",
-        "retention": "retention",
-        "gated-deltanet": "gated-delta",
-        "lstm": "lstm",
+    every |= {name: _only(kind, budget) for name, kind in FIELD.items()}
+    every |= {f"hybrid-{name}": _places(kind, budget) for name, kind in FIELD.items() if name != "lstm"}
+    # Our encoder in front of the others, to tell what it gains and what the memory gains.
+    return every | {
+        "transformer-encoder": {**full, "semantic_encoder": True},
+        "window-encoder": {**_only("static", budget), "semantic_encoder": True},
     }
-    every |= {name: _only(kind, budget) for name, kind in fields.items()}
-    return every | {f"hybrid-{name}": _places(kind, budget) for name, kind in fields.items() if name != "lstm"}
 
+
+FIELD = {"mamba-2": "ssd", "retention": "retention", "gated-deltanet": "gated-delta", "lstm": "lstm"}
+"""The field's recurrent models, and their layers."""
 
 ABLATIONS: dict[str, dict[str, Any]] = {
     "hebbian": {"update_rule": "hebbian"},
     "standard-init": {"initialisation": "standard"},
     "same-pairing": {"pairing": "same"},
-    "encoder": {"semantic_encoder": True},
+    "no-encoder": {"semantic_encoder": False},
     "chat-1": {"chat_rounds": 1},
     "four-heads": {"memory_heads": 4},
 }
@@ -75,20 +78,20 @@ BUDGETS: dict[str, dict[str, Any]] = {
         "tokens": 5_000_000,
         "choosing_tokens": 500_000,
         "step_tokens": 2_048,
-        "piece_length": 512,
+        "piece_length": 256,
     },
     "large": {
         "parameters": 3_000_000,
         "model": {"hidden_dim": 192, "num_layers": 6, "num_heads": 3},
         "tokens": 20_000_000,
         "step_tokens": 4_096,
-        "piece_length": 512,
+        "piece_length": 256,
     },
 }
 
 
 def runs(options: Options) -> Generator[Run, Result | None, None]:
-    """The small budget: for each model the choice of its learning rate, then a seed after the other; the large one."""
+    """The small budget: for each model the choice of its learning rate and a seed, then more seeds; the large one."""
     best: dict[str, float] = {}
     for name in _models("small"):
         found = {}
@@ -98,10 +101,10 @@ def runs(options: Options) -> Generator[Run, Result | None, None]:
         chosen = best_rate(found, "bits_per_byte")
         if chosen is not None:
             best[name] = chosen
+            yield Run(f"small-{name}-0", _settings("small", name, chosen, 0, options.quick))
     for seed in range(options.seeds):
-        for name in best:
+        for name in best if seed else ():
             yield Run(f"small-{name}-{seed}", _settings("small", name, best[name], seed, options.quick))
-    for seed in range(options.seeds):
         for name in ABLATIONS if "ssmn" in best else ():
             settings = _settings("small", f"ssmn {name}", best["ssmn"], seed, options.quick)
             yield Run(f"small-ssmn-{name}-{seed}", settings)

@@ -26,43 +26,61 @@ CONTEXT = 256
 CHARACTERS = 65
 
 MODELS: dict[str, dict[str, Any]] = {
-    "ssmn": {"layer_types": ("static", "plastic", "static", "static", "static"), "window_size": 64},
-    "transformer": {"layer_types": ("static",) * 5, "window_size": CONTEXT},
+    "ssmn": {"plastic": 1, "window_size": 64, "semantic_encoder": True},
+    "transformer": {"window_size": CONTEXT},
+    "transformer-encoder": {"window_size": CONTEXT, "semantic_encoder": True},
+    "ssmn-no-encoder": {"plastic": 1, "window_size": 64},
 }
-"""What differs between the models; the Transformer reads whole contexts, each from a fresh state."""
+"""What differs between the models: `plastic` is the place of the one plastic layer. The Transformers read whole
+contexts, each from a fresh state."""
 
 BUDGETS: dict[str, dict[str, Any]] = {
     "small": {
         "parameters": 800_000,
+        "models": tuple(MODELS),
         "model": {"hidden_dim": 128, "num_layers": 5, "num_heads": 4},
         "train": {"steps": 2_000, "batch_size": 3, "piece_length": 256},
-        "choosing": {"steps": 500},
+    },
+    "large": {
+        "parameters": 3_000_000,
+        "models": ("ssmn", "transformer"),
+        "model": {"hidden_dim": 208, "num_layers": 6, "num_heads": 4},
+        "train": {"steps": 3_000, "batch_size": 8, "piece_length": 256},
     },
 }
+CHOOSING_STEPS = 500
 
 
 def runs(options: Options) -> Generator[Run, Result | None, None]:
-    """For each model the choice of its learning rate, then its seeds."""
-    for budget in BUDGETS:
-        for name in MODELS:
-            found = {}
-            for rate in learning_rates(options.quick):
-                settings = _settings(budget, name, rate, 0, options.quick, choosing=True)
-                found[rate] = yield Run(f"{budget}-{name}-rate-{rate:g}", settings)
-            best = best_rate(found, "carried")
-            for seed in range(options.seeds) if best is not None else ():
-                yield Run(f"{budget}-{name}-{seed}", _settings(budget, name, best, seed, options.quick, choosing=False))
+    """The small budget: for each model the choice of its learning rate, then its seeds; the large one at that rate."""
+    best: dict[str, float] = {}
+    for name in MODELS:
+        found = {}
+        for rate in learning_rates(options.quick):
+            settings = _settings("small", name, rate, 0, options.quick, choosing=True)
+            found[rate] = yield Run(f"small-{name}-rate-{rate:g}", settings)
+        chosen = best_rate(found, "reset" if name.startswith("transformer") else "carried")
+        if chosen is not None:
+            best[name] = chosen
+    for budget, sizes in BUDGETS.items():
+        for seed in range(options.seeds):
+            for name in sizes["models"]:
+                if name in best:
+                    yield Run(f"{budget}-{name}-{seed}", _settings(budget, name, best[name], seed, options.quick))
 
 
-def _settings(budget: str, name: str, rate: float | None, seed: int, quick: bool, choosing: bool) -> dict[str, Any]:
-    sizes, own = BUDGETS[budget], MODELS[name]
-    model = {**sizes["model"], **({"hidden_dim": 16, "num_heads": 2} if quick else {})}
-    config = TextSSMNConfig(vocab_size=CHARACTERS, **model, **own)
-    config = of_size(config, 30_000 if quick else sizes["parameters"] - 4_000)
-    train = {"learning_rate": rate, "tensorboard": False, "checkpoint_every": 0,
-             "optimizer": "muon", "compute_dtype": "bfloat16", **sizes["train"]}  # fmt: skip
-    train |= sizes["choosing"] if choosing else {}
-    train |= {"fresh_rate": 1.0} if name == "transformer" else {}
+def _settings(budget: str, name: str, rate: float, seed: int, quick: bool, *, choosing: bool = False) -> dict[str, Any]:
+    sizes, own = BUDGETS[budget], dict(MODELS[name])
+    kinds = ["static"] * sizes["model"]["num_layers"]
+    if "plastic" in own:
+        kinds[own.pop("plastic")] = "plastic"
+    model = {**sizes["model"], **own, **({"hidden_dim": 16, "num_heads": 2} if quick else {})}
+    config = TextSSMNConfig(vocab_size=CHARACTERS, layer_types=tuple(kinds), **model)
+    config = of_size(config, 30_000 if quick else round(0.995 * sizes["parameters"]))
+    train = {"learning_rate": rate, "optimizer": "muon", "compute_dtype": "bfloat16", "tensorboard": False,
+             "checkpoint_every": 0, **sizes["train"]}  # fmt: skip
+    train |= {"steps": CHOOSING_STEPS} if choosing else {}
+    train |= {"fresh_rate": 1.0} if name.startswith("transformer") else {}
     train |= {"steps": 2, "batch_size": 1, "piece_length": 32} if quick else {}
     return {
         "choosing": choosing,
@@ -129,8 +147,8 @@ def character_tokenizer(text: str) -> Tokenizer:
 def tables(finished: Mapping[str, Result]) -> list[Table]:
     """A row for each model, over its seeds; and the choice of learning rates."""
     final, choices = [], []
-    for budget in BUDGETS:
-        for name in MODELS:
+    for budget, sizes in BUDGETS.items():
+        for name in sizes["models"]:
             seeds = [run for key, run in finished.items() if key.rsplit("-", 1)[0] == f"{budget}-{name}"]
             if seeds:
                 results = [run["results"] for run in seeds]
