@@ -80,7 +80,7 @@ def _settings(budget: str, name: str, rate: float, seed: int, quick: bool, *, ch
     train = {"learning_rate": rate, "optimizer": "muon", "compute_dtype": "bfloat16", "tensorboard": False,
              "checkpoint_every": 0, **sizes["train"]}  # fmt: skip
     train |= {"steps": CHOOSING_STEPS} if choosing else {}
-    train |= {"fresh_rate": 1.0} if name.startswith("transformer") else {}
+    train |= {"carried_pieces": 1} if name.startswith("transformer") else {}
     train |= {"steps": 2, "batch_size": 1, "piece_length": 32} if quick else {}
     return {
         "choosing": choosing,
