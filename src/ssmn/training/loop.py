@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import json
@@ -31,7 +32,7 @@ from ssmn.models.stack import Stack
 from ssmn.state import StreamState
 from ssmn.training.data import Corpus, StreamBatches, read_text, shuffled, text_files
 from ssmn.training.evaluate import evaluate_stream, evaluate_task, loss_of, measures_of
-from ssmn.training.settings import OptimisationConfig, TrainConfig, differences, to_toml
+from ssmn.training.settings import DataConfig, OptimisationConfig, TrainConfig, differences, to_toml
 from ssmn.training.tasks import Batch, Task
 from ssmn.training.tokenizer import Tokenizer
 
@@ -43,7 +44,7 @@ CHECKPOINT_FILE, SETTINGS_FILE, TOKENIZER_FILE, LOG_FILE = (
 )
 
 _FREE_ON_RESUME = ("train.", "evaluate.")
-_FIXED_ON_RESUME = ("train.batch_size", "train.piece_length")
+_FIXED_ON_RESUME = ("train.batch_size", "train.piece_length", "train.carried_pieces")
 _EVALUATED_STEPS = 1 << 15
 """Held-out steps that an evaluation during training reads at most."""
 
@@ -101,7 +102,8 @@ def train(
     out: str | os.PathLike[str],
     *,
     resume: bool = False,
-    on_step: Callable[[Progress], None] | None = None,
+    on_step: Callable[[Progress], bool | None] | None = None,
+    corpora: tuple[Corpus, Corpus] | None = None,
 ) -> TrainResult:
     """Trains a model and writes it, its tokenizer, its settings, a checkpoint and a log into a folder.
 
@@ -113,8 +115,10 @@ def train(
         config: The settings.
         out: The folder; made if absent.
         resume: Goes on from the folder's checkpoint. The `train` settings may differ, except for
-            `batch_size` and `piece_length`.
-        on_step: Called after each step.
+            `batch_size`, `piece_length` and `carried_pieces`.
+        on_step: Called after each step; if it returns True, the run stops as by Ctrl-C.
+        corpora: The streams to train and to evaluate on, if they have been read already; then `data` only says
+            what they are.
 
     Returns:
         The result; `interrupted` says whether it ended early.
@@ -142,7 +146,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        source = _open_source(config, folder, resume)
+        source = _open_source(config, folder, resume, corpora)
         model_config = config.model_config(**source.model_settings)
         config = dataclasses.replace(config, model=model_config.to_dict())
         trainer = _Trainer(build_model(model_config), config.train)
@@ -184,6 +188,34 @@ class _BfloatProducts(TorchFunctionMode):
         return func(*low, **(kwargs or {})).to(args[0].dtype)
 
 
+_ADAM_KEYS, _MUON_KEYS = ("step", "exp_avg", "exp_avg_sq"), ("momentum_buffer",)
+_LEAST_MUON = 8
+"""Matrices with fewer rows or columns (gates, short convolutions) are left to AdamW."""
+
+
+def _optimizers(named: dict[str, torch.nn.Parameter], settings: OptimisationConfig) -> list[torch.optim.Optimizer]:
+    """AdamW, with weight decay on matrices alone, and Muon before it if it is wanted."""
+    turned: list[Tensor] = []
+    if settings.optimizer == "muon":
+        if not hasattr(torch.optim, "Muon"):
+            raise TrainingError(
+                f"train: optimizer='muon' needs torch 2.9, this is {torch.__version__}; update it, or use 'adamw'."
+            )
+        inner = [weight for name, weight in named.items() if name.startswith(("blocks.", "encoder."))]
+        turned = [weight for weight in inner if weight.dim() == 2 and min(weight.shape) >= _LEAST_MUON]
+    left = [weight for weight in named.values() if not any(weight is other for other in turned)]
+    groups = [
+        {"params": [weight for weight in left if weight.dim() >= 2], "weight_decay": settings.weight_decay},
+        {"params": [weight for weight in left if weight.dim() < 2], "weight_decay": 0.0},
+    ]
+    rate = settings.learning_rate
+    adam = torch.optim.AdamW(groups, lr=rate, betas=settings.betas, fused=True)
+    if not turned:
+        return [adam]
+    decay, adjust = settings.weight_decay, "match_rms_adamw"
+    return [torch.optim.Muon(turned, lr=rate, weight_decay=decay, adjust_lr_fn=adjust), adam]
+
+
 class _Trainer:
     """A model, its optimizer and the carried state: what one step changes and a checkpoint holds."""
 
@@ -192,17 +224,14 @@ class _Trainer:
         self.step = 0
         self.state: StreamState | None = None
         self.named = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-        matrices = [weight for weight in self.named.values() if weight.dim() >= 2]
-        others = [weight for weight in self.named.values() if weight.dim() < 2]
-        groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
         is_low = settings.compute_dtype == "bfloat16"
         self.products = _BfloatProducts() if is_low else contextlib.nullcontext()
-        self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
+        self.optimizers = _optimizers(self.named, settings)
 
     def advance(self, batch: Batch) -> tuple[Tensor, Tensor, float, float]:
         """One optimizer step; returns the output, the loss, the gradient's norm and the learning rate."""
         rate = self.settings.rate(self.step)
-        for group in self.optimizer.param_groups:
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = rate
         self._check_data(batch)
         before = None if batch.fresh or self.state is None else self.state.detach()
@@ -214,11 +243,12 @@ class _Trainer:
             output, state = self.model(batch.inputs, before, reset=reset)
         loss = loss_of(output, batch)
         self._check_finite("loss", loss.item(), batch)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         loss.backward()
         norm = float(torch.nn.utils.clip_grad_norm_(self.named.values(), self.settings.clip_norm))
         self._check_finite("gradient's norm", norm, batch)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.state = state.detach()
         self.step += 1
         return output.detach(), loss.detach(), norm, rate
@@ -242,9 +272,10 @@ class _Trainer:
     def tensors(self) -> dict[str, np.ndarray]:
         """Everything that the next step depends on."""
         tensors = {f"model.{name}": weight for name, weight in self.model.state_dict().items()}
-        for name, weight in self.named.items():
-            for key, value in self.optimizer.state[weight].items():
-                tensors[f"optimizer.{key}.{name}"] = value
+        for optimizer in self.optimizers:
+            for name, weight in self.named.items():
+                for key, value in optimizer.state.get(weight, {}).items():
+                    tensors[f"optimizer.{key}.{name}"] = value
         if self.state is not None:
             tensors |= {f"stream.{name}": value for name, value in self.state.named_tensors().items()}
         tensors["random"] = torch.get_rng_state()
@@ -254,10 +285,12 @@ class _Trainer:
         """The reverse of `tensors`."""
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         self.model.load_state_dict(_under("model.", tensors))
-        for name, weight in self.named.items():
-            self.optimizer.state[weight] = {
-                key: tensors[f"optimizer.{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")
-            }
+        for optimizer in self.optimizers:
+            mine = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+            keys = _ADAM_KEYS if isinstance(optimizer, torch.optim.AdamW) else _MUON_KEYS
+            for name, weight in self.named.items():
+                if id(weight) in mine:
+                    optimizer.state[weight] = {key: tensors[f"optimizer.{key}.{name}"] for key in keys}
         stream = _under("stream.", tensors)
         if stream:
             batch_size = stream["position"].shape[0]
@@ -270,39 +303,44 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _open_source(config: TrainConfig, folder: Path, resume: bool) -> _Source:
+def _open_source(config: TrainConfig, folder: Path, resume: bool, corpora: tuple[Corpus, Corpus] | None) -> _Source:
     if config.task is not None:
         return _task_source(config.task, config)
     assert config.data is not None
-    data, tokenizer = config.data, None
-    files = text_files(data.text or data.series or "", data.pattern)
-    if data.shuffle:
-        files = shuffled(files, config.seed)
-    if data.text is not None:
-        name = str(folder / TOKENIZER_FILE) if resume else data.tokenizer
-        tokenizer = _tokenizer(name, files, data.vocab_size)
-        corpus = Corpus.from_text(files, tokenizer)
+    corpus, other = corpora or _read_corpora(config.data, config.seed, folder / TOKENIZER_FILE if resume else None)
+    tokenizer, settings = corpus.tokenizer, config.train
+    if tokenizer is not None:
         sizes = {"kind": "text", "vocab_size": tokenizer.vocab_size}
     else:
-        corpus = Corpus.from_tables(files)
         columns = corpus.steps.shape[1]
         sizes = {"kind": "standard", "input_dim": columns, "output_dim": columns}
-    if data.validation is None:
-        begin, last = corpus.split(data.held_out)
-        evaluated = last.steps[:_EVALUATED_STEPS]
-    else:
-        begin, late = corpus, text_files(data.validation, data.pattern)
-        other = Corpus.from_tables(late) if tokenizer is None else Corpus.from_text(late, tokenizer)
-        evaluated = other.sample(_EVALUATED_STEPS)
-    settings = config.train
-    batches = StreamBatches(begin, settings.batch_size, settings.piece_length, settings.fresh_rate, config.seed)
+    batches = StreamBatches(
+        corpus, settings.batch_size, settings.piece_length, settings.fresh_rate, config.seed, settings.carried_pieces
+    )
     return _Source(
         batch=batches.batch,
         model_settings=sizes,
         digest=hashlib.sha256(corpus.steps.tobytes()).hexdigest(),
         tokenizer=tokenizer,
-        evaluate=lambda model: _stream_figures(model, evaluated, tokenizer),
+        evaluate=lambda model: _stream_figures(model, other),
     )
+
+
+def _read_corpora(data: DataConfig, seed: int, tokenizer_file: Path | None) -> tuple[Corpus, Corpus]:
+    """The streams to train and to evaluate on."""
+    files = text_files(data.text or data.series or "", data.pattern)
+    if data.shuffle:
+        files = shuffled(files, seed)
+    if data.text is None:
+        read = Corpus.from_tables
+    else:
+        tokenizer = _tokenizer(str(tokenizer_file or data.tokenizer), files, data.vocab_size)
+        read = functools.partial(Corpus.from_text, tokenizer=tokenizer)
+    corpus = read(files)
+    if data.validation is None:
+        begin, last = corpus.split(data.held_out)
+        return begin, last.cut(_EVALUATED_STEPS)
+    return corpus, read(text_files(data.validation, data.pattern)).sample(_EVALUATED_STEPS)
 
 
 def _task_source(task: Task, config: TrainConfig) -> _Source:
@@ -323,11 +361,12 @@ def _tokenizer(name: str, files: list[Path], vocab_size: int) -> Tokenizer:
     return Tokenizer.load(name)
 
 
-def _stream_figures(model: Stack, steps: np.ndarray, tokenizer: Tokenizer | None) -> dict[str, float]:
-    if len(steps) < 2:
+def _stream_figures(model: Stack, corpus: Corpus) -> dict[str, float]:
+    if len(corpus) < 2:
         return {}
-    score = evaluate_stream(model, steps, tokenizer=tokenizer)
-    return {"held_out_loss": score.loss} if tokenizer is None else {"held_out_bits_per_byte": score.bits_per_byte}
+    score = evaluate_stream(model, corpus.steps, tokenizer=corpus.tokenizer)
+    name = "held_out_loss" if corpus.tokenizer is None else "held_out_bits_per_byte"
+    return {name: score.loss if corpus.tokenizer is None else score.bits_per_byte}
 
 
 def _restore(trainer: _Trainer, folder: Path, config: TrainConfig, source: _Source) -> None:
@@ -352,7 +391,7 @@ def _run(
     config: TrainConfig,
     source: _Source,
     folder: Path,
-    on_step: Callable[[Progress], None] | None,
+    on_step: Callable[[Progress], bool | None] | None,
 ) -> TrainResult:
     settings, figures = config.train, {}
     with _Log(folder, trainer.step, settings.tensorboard) as log, _interruptible() as interrupted:
@@ -365,8 +404,8 @@ def _run(
             if is_logged:
                 log.write(dataclasses.asdict(progress))
                 window = _Window(trainer.step, settings.steps)
-            if on_step is not None:
-                on_step(progress)
+            if on_step is not None and on_step(progress):
+                interrupted.set()
             if settings.evaluate_every and trainer.step % settings.evaluate_every == 0:
                 figures = source.evaluate(trainer.model)
                 log.write({"step": trainer.step, **figures})
