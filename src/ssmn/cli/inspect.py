@@ -143,8 +143,17 @@ def _print_tables(console: Console, tally: _Tally, tokenizer: Tokenizer, layers:
         tokens.add_column(name, justify="left" if name == "token" else "right")
     for token in tally.most_important(top):
         count = tally.count[token]
-        shown = Text(repr(tokenizer.decode([int(token)])))
+        shown = Text(_shown(tokenizer, int(token)))
         share, mean = tally.strength[token] / count, tally.importance[token] / count
         tokens.add_row(shown, f"{count:,.0f}", f"{share:.0%}", f"{mean:.3f}")
     if tokens.row_count:
         console.print(tokens)
+
+
+def _shown(tokenizer: Tokenizer, token: int) -> str:
+    """A token in quotes: as text, or as bytes if it is only a part of a character."""
+    raw = tokenizer.decode_bytes([token])
+    try:
+        return repr(raw.decode())
+    except UnicodeDecodeError:
+        return repr(raw)

@@ -63,7 +63,7 @@ def _part(folder: Path, most: int) -> str:
     size = sum(file.stat().st_size for file in files)
     if not size:
         raise TrainingError(
-            f"text filler: {folder} holds no *.txt; fetch the corpus with: python -m ssmn.training.corpus --out data/text"
+            f"text filler: {folder} holds no *.txt; fetch a corpus with: python -m ssmn.training.corpus --out data/text"
         )
     share = min(1.0, most / size)
     parts = []

@@ -365,7 +365,7 @@ class RecallInText(_TokenTask):
         is_scattered = torch.rand(batch_size, 1, generator=generator) < (0.5 if is_training else float(self.scattered))
         before = torch.where(is_scattered, before, 0).sort(1).values
         place = torch.cat((2 * before.repeat_interleave(3, 1), 2 * torch.arange(length).expand(batch_size, -1) + 1), 1)
-        order = place.argsort(1, stable=True)
+        order = place.argsort(dim=1, stable=True)
         stream = torch.cat((facts.flatten(1), words), 1).gather(1, order)
         asked = torch.rand(batch_size, self.pairs, generator=generator).argsort(1)
         marks = torch.full_like(keys, self.ask)
