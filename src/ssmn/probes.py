@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,9 +181,8 @@ def memories(model: Stack) -> dict[int, SynapticMemory]:
     found = {number: block.mixer for number, block in enumerate(model.blocks)}
     found = {number: mixer for number, mixer in found.items() if isinstance(mixer, SynapticMemory)}
     if not found:
-        raise ConfigError(
-            f"probes: the model has no plastic layer among {model.config.layer_types}; nothing is written."
-        )
+        kinds = ", ".join(model.config.layer_types or ())
+        raise ConfigError(f"probes: the model's layers are {kinds}: none has a synaptic memory; nothing is written.")
     return found
 
 
@@ -211,9 +210,9 @@ def read_writes(stream: Stream, x: torch.Tensor, *, plasticity: Plasticity | Non
         ((1,), (9, 1, 1), True)
     """
     found = memories(stream.model)  # type: ignore[arg-type]
-    with _importances(list(found.values())) as seen:
+    with watch_importance(stream.model) as seen:  # type: ignore[arg-type]
         stream.push(x, plasticity=plasticity)
-    importance = np.stack([layer[0].numpy() for layer in seen], 1)
+    importance = np.stack([calls[-1][0].numpy() for calls in seen.values()], 1)
     asked = None if plasticity is None else plasticity.write_threshold
     thresholds = [memory.write_threshold if asked is None else float(asked) for memory in found.values()]
     written = importance >= np.array(thresholds)[:, None]
@@ -223,17 +222,22 @@ def read_writes(stream: Stream, x: torch.Tensor, *, plasticity: Plasticity | Non
 
 
 @contextmanager
-def _importances(memories: Sequence[SynapticMemory]) -> Iterator[list[torch.Tensor]]:
-    """Within it, what each memory's gate gave to its last call, [B, T, H], in a list that is filled by the call."""
-    seen: list[torch.Tensor] = [torch.empty(0)] * len(memories)
+def watch_importance(model: Stack) -> Iterator[dict[int, list[torch.Tensor]]]:
+    """Within it, how strongly each step asks to be written: for each call [B, T, H], by the number of the layer.
+
+    Raises:
+        ConfigError: The model has no synaptic memory.
+    """
+    found = memories(model)
+    seen: dict[int, list[torch.Tensor]] = {number: [] for number in found}
 
     def keep(number: int) -> Any:
         def hook(gate: Any, arguments: Any, swing: torch.Tensor) -> None:
-            seen[number] = (2 * gate.plasticity_eta * swing.detach()).clamp(max=1.0).float()
+            seen[number].append((2 * gate.plasticity_eta * swing.detach()).clamp(max=1.0).float())
 
         return hook
 
-    handles = [memory.importance.register_forward_hook(keep(number)) for number, memory in enumerate(memories)]
+    handles = [memory.importance.register_forward_hook(keep(number)) for number, memory in found.items()]
     try:
         yield seen
     finally:

@@ -78,7 +78,7 @@ class SparseTraining:
     @property
     def rate(self) -> float:
         """Share of steps that the last forward pass wrote, over all memories."""
-        return float(self._rates().mean())
+        return float(self._rates().detach().mean())
 
     def _rates(self) -> Tensor:
         rates = [memory.sparse.rate for memory in self._memories if memory.sparse is not None]
@@ -90,7 +90,7 @@ class SparseTraining:
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """The reverse of `tensors`."""
-        self._multipliers = tensors["sparse.multipliers"]
+        self._multipliers = tensors.get("sparse.multipliers", self._multipliers)
 
     def remove(self) -> None:
         """Takes the gates out again; the model then skips writes by its threshold."""

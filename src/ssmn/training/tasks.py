@@ -64,7 +64,7 @@ class Task(ABC):
         for setting in dataclasses.fields(self):
             value = getattr(self, setting.name)
             least = 0 if setting.name in _MAY_BE_ZERO else 1
-            if isinstance(value, int) and value < least:
+            if isinstance(value, int) and not isinstance(value, bool) and value < least:
                 raise self._refusal(setting.name, f"at least {least}")
 
     def _refusal(self, setting: str, wanted: str) -> ConfigError:
@@ -200,7 +200,8 @@ class SpreadRecall(_TokenTask):
     The pairs come first, in one block. The rest of the row, `length` tokens in all, is random tokens of the
     whole vocabulary; at even places in it stand the questions, the key of every pair once. A place is
     drawn without return with the probability of a power law, p(n) ∝ n^(power − 1), so most questions come
-    soon. Keys are of the lower half of the vocabulary and values of the upper half, all different.
+    soon. Keys are of the lower half of the vocabulary and values of the upper half, all different. A batch
+    of the training has 4, 8, 16 ... or `pairs` pairs, and one of a test has `pairs`.
 
     `mqar` differs: its questions follow each other without anything between, in random order, its rows
     are as long as that makes them, values may repeat, and eight tokens are kept for punctuation.
@@ -225,15 +226,17 @@ class SpreadRecall(_TokenTask):
             raise self._refusal("vocab_size", f"more than length={self.length}")
 
     def _draw(self, generator: torch.Generator, batch_size: int, split: Split) -> Batch:
-        half = self.vocab_size // 2
-        keys = _distinct(generator, batch_size, self.pairs, range(1, half))
-        values = _distinct(generator, batch_size, self.pairs, range(half, self.vocab_size))
+        half, pairs = self.vocab_size // 2, self.pairs
+        if split == "train":
+            fewer = [number for number in (4, 8, 16, 32, 64, 128, 256) if number < pairs]
+            pairs = [*fewer, pairs][int(torch.randint(len(fewer) + 1, (), generator=generator))]
+        keys = _distinct(generator, batch_size, pairs, range(1, half))
+        values = _distinct(generator, batch_size, pairs, range(half, self.vocab_size))
         facts = torch.stack((keys, values), -1).flatten(1)
-        rest = self.length - 2 * self.pairs
+        rest = self.length - 2 * pairs
         inputs = torch.cat((facts, _any(generator, (batch_size, rest), range(1, self.vocab_size))), 1)
         chance = torch.arange(1, rest // 2 + 1, dtype=torch.float64) ** (self.power - 1)
-        places = torch.multinomial(chance.expand(batch_size, -1), self.pairs, generator=generator)
-        places = 2 * self.pairs + 2 * places
+        places = 2 * pairs + 2 * torch.multinomial(chance.expand(batch_size, -1), pairs, generator=generator)
         inputs.scatter_(1, places, keys)
         targets = torch.zeros_like(inputs).scatter_(1, places, values)
         return Batch(inputs, targets, targets > 0, self.source)
