@@ -327,5 +327,5 @@ def test_more_rounds_than_the_model_has_are_refused() -> None:
     with pytest.raises(ConfigError, match="rounds=1; wanted 0 to the model's 0"):
         model.with_chat_rounds(1)
     for wrong in (-1, True, 1.0):
-        with pytest.raises(RangeError, match="chat_rounds=.*; wanted a whole number of at least 0"):
+        with pytest.raises(RangeError, match=r"chat_rounds=.*; wanted a whole number of at least 0"):
             Plasticity(chat_rounds=wrong)
