@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ssmn.bench.quality import distance, forgetting, hops, sparse
+from ssmn.bench.quality import distance, forgetting, hops, recall, sparse
 from ssmn.bench.quality.frame import Options, Part, Result, Run, finished, work
 from ssmn.config import TextSSMNConfig
 from ssmn.models import TextSSMN
@@ -43,6 +43,17 @@ def test_hops(corpus: Path, tmp_path: Path) -> None:
         ["3 hops", "2", "2"], ["3 hops", "2", "1"], ["3 hops", "2", "0"], ["3 hops, no chat", "0", "0"],
     ]  # fmt: skip
     assert table.head[-1] == "seed 0"
+
+
+def test_recall(corpus: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    runs = done(recall.PART, corpus, tmp_path, ["synaptic*", "Gated*-64-*"])
+    assert len(runs) == 2 + 2 + 2
+    # One training and one mixer differ; the state of 64 x 64 is the same, but for what a short convolution keeps.
+    ours, theirs = (runs[f"{name}-64-0.005-0"]["results"] for name in ("synaptic-memory", "Gated-DeltaNet-style"))
+    assert 0 < theirs["state_bytes"] - ours["state_bytes"] < 4096
+    assert len(recall.PART.tables(runs)[0].rows) == 6
+    assert recall.PART.drawing(runs, Look()) is not None
 
 
 def test_distance(corpus: Path, tmp_path: Path) -> None:
@@ -114,7 +125,7 @@ def test_times_of_sparse_writes() -> None:
 
 
 def test_every_run_has_a_name_of_its_own(corpus: Path, tmp_path: Path) -> None:
-    for part in (hops.PART, distance.PART, forgetting.PART, sparse.PART):
+    for part in (recall.PART, hops.PART, distance.PART, forgetting.PART, sparse.PART):
         names: list[str] = []
         generator = part.runs(Options(tmp_path, seeds=2, text=corpus))
         run: Run | None = next(generator)

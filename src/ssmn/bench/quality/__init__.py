@@ -12,13 +12,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ssmn.bench.quality import distance, forgetting, frame, hops, sparse
+from ssmn.bench.quality import distance, forgetting, frame, hops, recall, sparse
 from ssmn.bench.quality.frame import Options, Part, Result, Run, Workplace
 from ssmn.bench.registry import register
 from ssmn.bench.report import Table
 from ssmn.errors import RangeError
 
-PARTS: dict[str, Part] = {part.name: part for part in (hops.PART, distance.PART, sparse.PART, forgetting.PART)}
+PARTS: dict[str, Part] = {
+    part.name: part for part in (recall.PART, hops.PART, distance.PART, sparse.PART, forgetting.PART)
+}
 """All parts by name, in the order in which they are run."""
 
 
