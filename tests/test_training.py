@@ -298,6 +298,18 @@ def test_a_run_leaves_a_whole_folder(book: Path, tmp_path: Path) -> None:
     assert score.bits_per_byte == pytest.approx(lines[-1]["held_out_bits_per_byte"], rel=1e-5)
 
 
+def test_pieces_that_stand_alone_are_shuffled_and_cover_the_corpus() -> None:
+    corpus = Corpus(np.arange(101), (), ())
+    batches = StreamBatches(corpus, batch_size=2, piece_length=10, fresh_rate=1.0, seed=3)
+    passes = [[batches.batch(step) for step in range(first, first + 5)] for first in (0, 5)]
+    begins = [[row[0] for batch in batches for row in batch.inputs.tolist()] for batches in passes]
+    for one in begins:
+        assert sorted(one) == list(range(0, 100, 10))
+    assert begins[0] != begins[1]
+    assert begins[0] != sorted(begins[0])
+    assert all(batch.fresh for one in passes for batch in one)
+
+
 def test_evaluates_on_a_folder_of_its_own(tmp_path: Path) -> None:
     for name in ("a", "b", "c", "d"):
         (tmp_path / "text" / name).mkdir(parents=True)
@@ -318,11 +330,12 @@ def test_evaluates_on_a_folder_of_its_own(tmp_path: Path) -> None:
     assert whole.sample(64).steps.tolist() == [62 * i + j for i in range(16) for j in range(4)]
 
 
-@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
-def test_resuming_continues_bit_for_bit(book: Path, tmp_path: Path, compute_dtype: str) -> None:
-    config = text_settings(book, train={"compute_dtype": compute_dtype})
+@pytest.mark.parametrize(("compute_dtype", "optimizer"), [("float32", "adamw"), ("bfloat16", "muon")])
+def test_resuming_continues_bit_for_bit(book: Path, tmp_path: Path, compute_dtype: str, optimizer: str) -> None:
+    config = text_settings(book, train={"compute_dtype": compute_dtype, "optimizer": optimizer})
     whole = train(config, tmp_path / "whole")
-    stopped = train(config, tmp_path / "halves", on_step=InterruptAt(10))
+    stop = InterruptAt(10) if optimizer == "adamw" else lambda progress: progress.step == 10
+    stopped = train(config, tmp_path / "halves", on_step=stop)
     assert (stopped.interrupted, stopped.step) == (True, 10)
     resumed = train(config, tmp_path / "halves", resume=True)
     assert_identical(weights(whole), weights(resumed))
@@ -462,12 +475,30 @@ def test_bfloat16_rounds_weight_products_and_not_the_recurrence(backend: Any) ->
 def test_only_matrices_decay() -> None:
     model = build_model(ssmn.TextSSMNConfig(vocab_size=11, **MODEL))  # type: ignore[arg-type]
     trainer = loop_module._Trainer(model, OptimisationConfig(weight_decay=0.3))
-    decayed, free = trainer.optimizer.param_groups
+    [adam] = trainer.optimizers
+    decayed, free = adam.param_groups
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.3, 0.0)
     assert all(weight.dim() >= 2 for weight in decayed["params"])
     assert all(weight.dim() < 2 for weight in free["params"])
     assert len(decayed["params"]) + len(free["params"]) == len(list(model.parameters()))
     assert decayed["betas"] == (0.9, 0.98)
+
+
+def test_muon_turns_the_inner_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_model(ssmn.TextSSMNConfig(vocab_size=11, semantic_encoder=True, **MODEL))  # type: ignore[arg-type]
+    settings = OptimisationConfig(optimizer="muon", weight_decay=0.3)
+    muon, adam = loop_module._Trainer(model, settings).optimizers
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    turned = {names[id(weight)] for group in muon.param_groups for weight in group["params"]}
+    left = {names[id(weight)] for group in adam.param_groups for weight in group["params"]}
+    assert {"encoder.down.weight", "blocks.0.ffn.gate.weight", "blocks.0.mixer.query.weight"} <= turned
+    assert {"embedding.weight", "blocks.0.mixer.importance.present.weight", "norm.weight"} <= left
+    assert turned | left == set(names.values())
+    assert not turned & left
+    assert muon.param_groups[0]["weight_decay"] == 0.3
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(TrainingError, match=r"optimizer='muon' needs torch 2\.9"):
+        loop_module._Trainer(model, settings)
 
 
 @pytest.mark.filterwarnings("ignore")

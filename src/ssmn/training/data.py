@@ -146,7 +146,8 @@ class StreamBatches:
     in every row are left out.
 
     A model that only ever went on would not know how to begin: before a share `fresh_rate` of the
-    pieces, chosen by `seed`, a row's state is made fresh.
+    pieces, chosen by `seed`, a row's state is made fresh. At 1 nothing is ever carried, and all pieces
+    of the corpus are read in an order drawn anew for every pass.
 
     Raises:
         TrainingError: The corpus is too short for one piece.
@@ -180,11 +181,7 @@ class StreamBatches:
         """The batch of a training step; depends on nothing but the step."""
         piece = step % self.pieces
         fresh_rows = np.random.default_rng([self.seed, step]).random(self.batch_size) < self.fresh_rate
-        begins = range(
-            piece * self.piece_length,
-            self.batch_size * self.row_length + piece * self.piece_length,
-            self.row_length,
-        )
+        begins = self._shuffled(step) if self.fresh_rate >= 1 else self._streams(piece)
         rows = np.stack([self.corpus.steps[begin : begin + self.piece_length + 1] for begin in begins])
         source = self.corpus.name_of(begins, self.piece_length + 1)
         tokenizer = self.corpus.tokenizer
@@ -195,10 +192,22 @@ class StreamBatches:
             steps[:, 1:],
             None,
             source,
-            fresh=piece == 0,
+            fresh=piece == 0 or self.fresh_rate >= 1,
             fresh_rows=torch.from_numpy(fresh_rows) if fresh_rows.any() else None,
             target_bytes=target_bytes,
         )
+
+    def _streams(self, piece: int) -> list[int]:
+        """Where each row's piece begins when rows are streams."""
+        first = piece * self.piece_length
+        return list(range(first, self.batch_size * self.row_length + first, self.row_length))
+
+    def _shuffled(self, step: int) -> list[int]:
+        """Where each row's piece begins when the pieces stand alone."""
+        count = (len(self.corpus) - 1) // self.piece_length
+        order = np.random.default_rng([self.seed, 1, step // self.pieces]).permutation(count)
+        first = step % self.pieces * self.batch_size
+        return (order[first : first + self.batch_size] * self.piece_length).tolist()
 
 
 def to_tensor(steps: np.ndarray) -> Tensor:

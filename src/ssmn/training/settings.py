@@ -21,6 +21,7 @@ from ssmn.errors import ConfigError
 from ssmn.training.tasks import TASKS, Task
 
 ComputeDtype = Literal["float32", "bfloat16"]
+Optimizer = Literal["adamw", "muon"]
 WriteTraining = Literal["penalty", "multiplier", "annealing"]
 
 T = TypeVar("T")
@@ -65,7 +66,10 @@ class OptimisationConfig:
     piece_length: int = 256
     """Steps of a stream between two cuts of the gradient; tasks use whole rows."""
     fresh_rate: float = 0.05
-    """Share of a stream's pieces that begin with a fresh state, so that the model also learns to begin."""
+    """Share of a stream's pieces that begin with a fresh state, so that the model also learns to begin; at 1 nothing
+    is carried, and the pieces are shuffled."""
+    optimizer: Optimizer = "adamw"
+    """`muon`: inner matrices by Muon, at AdamW's step size; embeddings and all else by AdamW (needs torch 2.9)."""
     learning_rate: float = 3e-3
     """Peak learning rate."""
     final_rate: float = 0.1

@@ -13,10 +13,6 @@ from ssmn.training.loop import CHECKPOINT_FILE, Progress, train
 from ssmn.training.settings import TrainConfig, settings_for
 
 
-class _Paused(Exception):  # noqa: N818
-    pass
-
-
 def settings_of(settings: Mapping[str, Any]) -> TrainConfig:
     """The training that a run's `config` (name), `set` (overrides) and `seed` describe."""
     return TrainConfig.from_dict(
@@ -25,21 +21,15 @@ def settings_of(settings: Mapping[str, Any]) -> TrainConfig:
 
 
 def trained(settings: Mapping[str, Any], place: Workplace) -> Stack | None:
-    """The model of a run, trained in its folder; None if it was stopped (it goes on from its last checkpoint)."""
+    """The model of a run, trained in its folder; None if it was stopped (it goes on from its checkpoint)."""
 
-    def step(progress: Progress) -> None:
-        if place.on_step(progress.step, progress.steps, f"{progress.figure} {progress.value:.3f}"):
-            raise _Paused
+    def step(progress: Progress) -> bool:
+        return place.on_step(progress.step, progress.steps, f"{progress.figure} {progress.value:.3f}")
 
     folder = place.folder / "model"
     is_begun = (folder / CHECKPOINT_FILE).exists()
-    try:
-        result = train(settings_of(settings), folder, resume=is_begun, on_step=step)
-    except _Paused:
-        return None
-    if result.interrupted:
-        raise KeyboardInterrupt
-    return result.model.eval()
+    result = train(settings_of(settings), folder, resume=is_begun, on_step=step)
+    return None if result.interrupted else result.model.eval()
 
 
 def written_share(importance: Mapping[int, Sequence[torch.Tensor]], threshold: float) -> float:
