@@ -67,7 +67,8 @@ def test_facts_are_stated_and_asked(corpus: Path, split: Split) -> None:
 def test_text_between_is_held_out_in_a_test(corpus: Path) -> None:
     task = task_of(corpus, distance=60, scattered=True)
     tokenizer = text_filler(str(corpus), 278, 4_000_000).tokenizer
-    for split, word in (("train", "lazy dog"), ("test", "brown fox")):
+    unseen: dict[Split, str] = {"train": "lazy dog", "test": "brown fox"}
+    for split, word in unseen.items():
         batches = [task.batch(step, batch_size=4, split=split).inputs for step in range(5)]
         words = [int(token) for batch in batches for token in batch.flatten() if token < tokenizer.vocab_size]
         assert word not in tokenizer.decode(words)

@@ -138,8 +138,9 @@ def token_pieces(tokenizer: Tokenizer, source: ByteSource) -> Iterator[np.ndarra
         >>> import io
         >>> from ssmn.streaming import token_pieces
         >>> from ssmn.training import Tokenizer
-        >>> [piece.tolist() for piece in token_pieces(Tokenizer.for_bytes(), io.BytesIO(b"a\\nbc"))]
-        [[97, 10, 98, 99]]
+        >>> pieces = token_pieces(Tokenizer.for_bytes(), io.BytesIO(b"a\\nbc"))
+        >>> [token for piece in pieces for token in piece.tolist()]
+        [97, 10, 98, 99]
     """
     lines = _Lines(source)
     for batch in _batches(_encoded(lines, tokenizer), lines, lambda item: len(item[1])):
