@@ -97,7 +97,7 @@ def runs(options: Options) -> Generator[Run, Result | None, None]:
             "set": [f"task.text={options.text}", *(_QUICK if options.quick else [])],
             "seed": seed,
             "positions": [64, 256] if options.quick else list(POSITIONS),
-            "rows": 1 if options.quick else 4,
+            "rows": 1 if options.quick else 2,
         }
         yield Run(f"stream-{seed}", settings)
 

@@ -46,7 +46,7 @@ def runs(options: Options) -> Generator[Run, Result | None, None]:
     for seed in range(options.seeds):
         quick = _QUICK_RECALL if options.quick else []
         for method in ("free", *METHODS):
-            changes = ["task.pairs=32", *quick, *_target(method, RECALL_RATE)]
+            changes = ["task.pairs=32", "train.steps=200", *quick, *_target(method, RECALL_RATE)]
             settings = {"of": "recall", "method": method, "rate": RECALL_RATE, "config": "mqar-spread", "set": changes,
                         "batches": 1 if options.quick else 8}  # fmt: skip
             yield Run(f"recall-{method}-{seed}", {**settings, "seed": seed})
