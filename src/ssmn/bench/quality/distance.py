@@ -37,12 +37,13 @@ RECIPES: dict[str, tuple[list[str], tuple[str, ...]]] = {
 
 CALLS: dict[str, tuple[Plasticity, int]] = {
     "as trained": (Plasticity(), DISTANCES[-1]),
-    "threshold 0.1": (Plasticity(write_threshold=0.1), _NEAR),
-    "threshold 0.5": (Plasticity(write_threshold=0.5), DISTANCES[-1]),
+    "threshold 0.1": (Plasticity(write_threshold=0.1), 65536),
+    "threshold 0.3": (Plasticity(write_threshold=0.3), DISTANCES[-1]),
+    "threshold 0.5": (Plasticity(write_threshold=0.5), 65536),
     "LONG_TERM": (LONG_TERM, 65536),
     "SHORT_TERM": (SHORT_TERM, _NEAR),
     "decay_lambda 1e-3": (Plasticity(decay_lambda=1e-3), _NEAR),
-    "decay_lambda 1e-4": (Plasticity(decay_lambda=1e-4), 65536),
+    "decay_lambda 1e-4": (Plasticity(decay_lambda=1e-4), _NEAR),
     "eta_scale 0.25": (Plasticity(eta_scale=0.25), _NEAR),
     "frozen": (Plasticity(frozen=True), 256),
 }
@@ -63,7 +64,7 @@ def runs(options: Options) -> Generator[Run, Result | None, None]:
                 "seed": seed,
                 "calls": calls or tuple(CALLS),
                 "distances": [16, 64] if options.quick else list(DISTANCES),
-                "rows": 2 if options.quick else 16,
+                "rows": 2 if options.quick else 8,
                 "pairs": 2 if options.quick else 8,
             }
             yield Run(f"{recipe}-{seed}", settings)
