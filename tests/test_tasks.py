@@ -97,6 +97,9 @@ def test_spread_recall_is_zoologys() -> None:
         assert all(position >= 12 and position % 2 == 0 for position, _ in asked)
         assert sorted(tokens[position] for position, _ in asked) == sorted(pairs)
         assert all(pairs[tokens[position]] == answer for position, answer in asked)
+        assert tokens.count(0) == 40 - 3 * 6
+    noisy = make("mqar-spread", noise=True).batch(0, batch_size=3, split="test")
+    assert int(noisy.inputs.min()) > 0
     batches = [task.batch(step, batch_size=1).mask for step in range(12)]
     assert {int(mask.sum()) for mask in batches if mask is not None} == {4, 6}
 

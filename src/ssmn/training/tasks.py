@@ -197,8 +197,9 @@ class ReboundRecall(MultiQueryRecall):
 class SpreadRecall(_TokenTask):
     """Multi-query associative recall as Zoology defines it (Arora et al., 2023): the questions are spread out.
 
-    The pairs come first, in one block. The rest of the row, `length` tokens in all, is random tokens of the
-    whole vocabulary; at even places in it stand the questions, the key of every pair once. A place is
+    The pairs come first, in one block. The rest of the row, `length` tokens in all, is token 0 (as for the
+    published figures), or with `noise` random tokens of the whole vocabulary (the default of Zoology's
+    generator); at even places in it stand the questions, the key of every pair once. A place is
     drawn without return with the probability of a power law, p(n) ∝ n^(power − 1), so most questions come
     soon. Keys are of the lower half of the vocabulary and values of the upper half, all different. A batch
     of the training has 4, 8, 16 ... or `pairs` pairs, and one of a test has `pairs`.
@@ -210,11 +211,13 @@ class SpreadRecall(_TokenTask):
     name: ClassVar[str] = "mqar-spread"
 
     vocab_size: int = 8192
-    """Tokens; token 0 is never drawn."""
+    """Tokens; token 0 is neither a key nor a value."""
     pairs: int = 32
     """Distinct keys."""
     length: int = 256
     """Tokens of a row; at least four for every pair."""
+    noise: bool = False
+    """Random tokens between the questions in place of token 0; a quarter of their neighbours look like a fact."""
     power: float = 0.01
     """Exponent a of the power law; 1 spreads the questions evenly."""
 
@@ -234,7 +237,8 @@ class SpreadRecall(_TokenTask):
         values = _distinct(generator, batch_size, pairs, range(half, self.vocab_size))
         facts = torch.stack((keys, values), -1).flatten(1)
         rest = self.length - 2 * pairs
-        inputs = torch.cat((facts, _any(generator, (batch_size, rest), range(1, self.vocab_size))), 1)
+        between = _any(generator, (batch_size, rest), range(1, self.vocab_size))
+        inputs = torch.cat((facts, between if self.noise else torch.zeros_like(between)), 1)
         chance = torch.arange(1, rest // 2 + 1, dtype=torch.float64) ** (self.power - 1)
         places = 2 * pairs + 2 * torch.multinomial(chance.expand(batch_size, -1), pairs, generator=generator)
         inputs.scatter_(1, places, keys)
