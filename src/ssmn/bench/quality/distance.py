@@ -173,18 +173,28 @@ def tables(finished: Mapping[str, Result]) -> list[Table]:
 
 
 def drawing(finished: Mapping[str, Result], look: Look) -> Figure | None:
-    """Accuracy against distance, a panel for each recipe."""
+    """Accuracy against distance: a panel for the thresholds and one for η and λ."""
     from ssmn import plots
 
     panels: dict[str, dict[str, dict[float, list[float]]]] = {}
     for run in finished.values():
-        lines = panels.setdefault(f"trained {run['settings']['recipe']}", {})
+        recipe = run["settings"]["recipe"]
         for name, found in run["results"]["recall"].items():
-            if name == "frozen":
-                continue
-            for distance, value in found.items():
-                lines.setdefault(name, {}).setdefault(int(distance), []).append(value)
+            label = name if recipe == "free" else f"trained {recipe}"
+            for panel in _panels_of(recipe, name):
+                line = panels.setdefault(panel, {}).setdefault(label, {})
+                for distance, value in found.items():
+                    line.setdefault(int(distance), []).append(value)
     return plots.spread_lines(panels, look, "tokens of real text between facts and questions", "right answers")
+
+
+def _panels_of(recipe: str, call: str) -> list[str]:
+    gates, rates = "Write threshold", "η and λ, no threshold"
+    if call == "frozen":
+        return []
+    if call == "as trained":
+        return [gates, rates] if recipe == "free" else [gates]
+    return [gates] if call.startswith("threshold") else [rates]
 
 
 PART = Part("distance", "Eight facts after up to 262,144 tokens of real text.", runs, measure, tables, drawing)
