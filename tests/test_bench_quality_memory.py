@@ -110,7 +110,7 @@ def test_sparse(of: str, corpus: Path, tmp_path: Path) -> None:
     free = runs[f"{of}-free-0"]["results"]["points"]
     assert [point["written"] for point in free] == pytest.approx(sparse.SHARES, abs=0.05)
     penalty = next(run for name, run in runs.items() if "penalty" in name)["results"]["points"]
-    assert [point["threshold"] for point in penalty] == [sparse.THRESHOLD]
+    assert [point["threshold"] for point in penalty] == [sparse.THRESHOLDS[of]]
     rows = sparse.PART.tables(runs)[0].rows
     assert rows[0][-1] == "+0.00 %"
     assert sparse.PART.drawing(runs, Look()) is not None
