@@ -85,6 +85,23 @@ def test_wrong_usage_exits_with_2(run: Runner, words: tuple[str, ...]) -> None:
     assert "Traceback" not in run.err
 
 
+def test_inspect_marks_what_is_written(run: Runner, text_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("naïve\n" * 3, encoding="utf-8")
+    out = run("inspect", text_folder, "--text", path, "--writes", "--write-threshold", "0")
+    assert out.replace("⟨", "").replace("⟩", "").startswith("naïve\nnaïve\nnaïve\n")
+    assert "21 tokens" in out
+    assert "100.0%" in out
+    out = run(
+        "inspect", text_folder, "--text", path, "--writes", "--write-threshold", "1", "--limit", "8", "--top", "0"
+    )
+    assert out.startswith("naïve\nn\n")  # the eighth byte is of a second line
+    assert "0.0%" in out
+    assert "⟨" not in out
+    run("inspect", text_folder, code=2)
+    assert "--text FILE --writes" in run.err
+
+
 def test_a_failure_is_one_line_and_exits_with_1(run: Runner, tmp_path: Path) -> None:
     run("generate", "x", "--model", tmp_path, code=1)
     assert run.err == f"ssmn: {tmp_path}: no config.json; wanted a folder written by save_pretrained or `ssmn train`.\n"

@@ -315,6 +315,9 @@ class Plasticity:
     """Replaces the base λ of every head, in [0, 1); the data dependence is kept."""
     write_threshold: Any = None
     """Replaces the model's write threshold, in [0, 1]."""
+    chat_rounds: int | None = None
+    """Rounds of internal chat in this call, at most the model's: the first ones, their reads weighed as among
+    themselves; None = all. One number for the whole call."""
     frozen: bool = False
     """Closes every gate: nothing is written and nothing decays."""
 
@@ -335,6 +338,9 @@ class Plasticity:
                 if not math.isfinite(number) or outside:
                     end = ")" if name == "decay_lambda" or high == math.inf else "]"
                     raise RangeError(f"Plasticity: {name}={value!r}; wanted finite numbers in [{low:g}, {high:g}{end}.")
+        rounds = self.chat_rounds
+        if rounds is not None and (isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 0):
+            raise RangeError(f"Plasticity: chat_rounds={rounds!r}; wanted a whole number of at least 0, or None.")
         if not isinstance(self.frozen, bool):
             raise RangeError(f"Plasticity: frozen={self.frozen!r}; wanted true or false.")
 

@@ -192,11 +192,16 @@ class Engine:
             stream: The stream; None = all there are.
 
         Raises:
-            DtypeError, ShapeError, RangeError: An argument does not fit.
+            DtypeError, ShapeError, RangeError: An argument does not fit; `chat_rounds` is not for the engine.
         """
         if not isinstance(plasticity, Plasticity):
             came = type(plasticity).__name__
             raise DtypeError(f"set_plasticity: plasticity is {came}; wanted ssmn.Plasticity(...).")
+        if plasticity.chat_rounds is not None:
+            raise RangeError(
+                f"set_plasticity: chat_rounds={plasticity.chat_rounds}; an engine has the rounds of its model: wanted "
+                f"None, or an engine of model.with_chat_rounds({plasticity.chat_rounds})."
+            )
         with self._owned():
             if stream is not None:
                 stream = check_stream("set_plasticity", stream, self.streams)
