@@ -1,5 +1,6 @@
 #include "dispatch.h"
 #include "memory.h"
+#include "pages.h"
 #include "ssmn.h"
 
 #define SSMN_TEXT_OF(x) #x
@@ -27,6 +28,20 @@ extern "C" int64_t ssmn_chunk_size(void) {
 
 using ssmn::kernels;
 
+namespace {
+
+// Bytes of all keys and of all values of a call.
+struct RowBytes {
+    int64_t keys, values;
+};
+
+RowBytes row_bytes(const ssmn_memory_call& call) {
+    const int64_t rows = call.rows * call.steps * call.heads * (call.half ? 2 : 4);
+    return {rows * call.key_width, rows * call.value_width};
+}
+
+}  // namespace
+
 extern "C" int64_t ssmn_memory_window(void) {
     return ssmn::kMemoryWindow;
 }
@@ -48,6 +63,9 @@ extern "C" int32_t ssmn_memory(
     float* states,
     float* final_state,
     int32_t threads) {
+    const int64_t values = row_bytes(*call).values;
+    ssmn::prefer_large_pages(o, values);
+    ssmn::prefer_large_pages(u, values);
     return kernels().memory(
         call, q, k, v, eta, log_decay, erase, mask, reset, cu_seqlens, initial_state, o, u, states, final_state,
         threads);
@@ -77,6 +95,10 @@ extern "C" int32_t ssmn_memory_backward(
     float* d_erase,
     float* d_initial_state,
     int32_t threads) {
+    const auto [keys, values] = row_bytes(*call);
+    ssmn::prefer_large_pages(d_q, keys);
+    ssmn::prefer_large_pages(d_k, keys);
+    ssmn::prefer_large_pages(d_v, values);
     return kernels().memory_backward(
         call, q, k, v, eta, log_decay, erase, mask, reset, cu_seqlens, initial_state, states, d_o, d_u, d_final_state,
         d_q, d_k, d_v, d_eta, d_log_decay, d_erase, d_initial_state, threads);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "dispatch.h"
+#include "pages.h"
 #include "window.h"
 
 namespace ssmn {
@@ -135,6 +136,11 @@ class Planner {
     std::vector<double> coarse_, fine_;
 };
 
+// Bytes of one head of all steps.
+int64_t head_bytes(const ssmn_window_sizes& sizes, int32_t type) {
+    return sizes.rows * sizes.steps * sizes.width * (type == SSMN_BFLOAT16 ? 2 : 4);
+}
+
 }  // namespace
 }  // namespace ssmn
 
@@ -169,6 +175,7 @@ extern "C" int32_t ssmn_window_attention(
             final_position[n] = run.start + run.count;
         }
         const WindowInputs in{type == SSMN_BFLOAT16, q, k, v, ring_keys, ring_values, sinks, scale};
+        prefer_large_pages(o, head_bytes(*sizes, type) * sizes->query_heads);
         return kernels().window_forward(plan, {in, o, lse, final_keys, final_values, threads});
     } catch (const std::bad_alloc&) {
         return SSMN_OUT_OF_MEMORY;
@@ -208,6 +215,9 @@ extern "C" int32_t ssmn_window_attention_backward(
         const int64_t heads = sizes->query_heads;
         std::vector<double> parts(sinks == nullptr ? 0 : plan.slab_count * heads);
         const WindowInputs in{type == SSMN_BFLOAT16, q, k, v, ring_keys, ring_values, sinks, scale};
+        prefer_large_pages(d_q, head_bytes(*sizes, type) * heads);
+        prefer_large_pages(d_k, head_bytes(*sizes, type) * sizes->key_heads);
+        prefer_large_pages(d_v, head_bytes(*sizes, type) * sizes->key_heads);
         const int32_t status = kernels().window_backward(
             plan, {in, o, lse, d_o, d_final_keys, d_final_values, d_q, d_k, d_v, d_ring_keys, d_ring_values,
                    sinks == nullptr ? nullptr : parts.data(), threads});
