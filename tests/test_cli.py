@@ -269,6 +269,45 @@ def test_generate_repeats_with_a_seed_and_remembers(run: Runner, text_folder: Pa
         assert StreamState.load(state).position.item() == position
 
 
+def test_generate_stops_and_takes_turns_with_torch(run: Runner, text_folder: Path) -> None:
+    words = ("generate", "Hello", "--model", text_folder, "-n", 12, "--seed", 1)
+    whole = run(*words)
+    assert run(*words, "--backend", "torch") == whole
+    assert run(*words, "--stop", whole[3]) == whole[: whole.index(whole[3])] + "\n"
+    assert run(*words, "--repetition-penalty", 5, "--min-p", 0.01) != whole
+
+
+def test_generate_continues_every_line_of_a_file(run: Runner, text_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("Hello\nWorld, and more\n")
+    words = ("generate", "--model", text_folder, "-n", 6)
+    records = [json.loads(line) for line in run(*words, "--batch", tmp_path / "prompts.txt", "--seed", 1).splitlines()]
+    assert [record["prompt"] for record in records] == ["Hello", "World, and more"]
+    assert [(record["tokens"], record["finish"]) for record in records] == [(6, "length")] * 2
+    for seed, record in enumerate(records, start=1):
+        assert run("generate", record["prompt"], *words[1:], "--seed", seed) == record["text"] + "\n"
+    (tmp_path / "holes.txt").write_text("Hello\n\n")
+    run(*words, "--batch", tmp_path / "holes.txt", code=1)
+    assert "holes.txt: line 2 is empty; wanted a prompt on every line" in run.err
+    run(*words, "Hello", "--batch", tmp_path / "prompts.txt", code=2)
+
+
+def test_plasticity_is_said_alike_everywhere(run: Runner, text_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text(TEXT * 3)
+    choices = [("--plasticity", "long-term"), ("--eta", 0.05, "--decay", 0.0001), ("--plasticity", "short-term"), ()]
+    rows = [json.loads(run("eval", text_folder, "--text", tmp_path / "t.txt", "--json", *words).splitlines()[0])
+            for words in choices]  # fmt: skip
+    figures = [row["bits_per_byte"] for row in rows]
+    assert figures[0] == figures[1]
+    assert len(set(figures)) == 3
+    only = run("eval", text_folder, "--text", tmp_path / "t.txt", "--json", "--frozen").splitlines()
+    assert [json.loads(line)["memory"] for line in only] == ["frozen"]
+    streams = [run("stream", "--model", text_folder, *words, stdin=TEXT) for words in choices]
+    assert streams[0] == streams[1] != streams[2]
+    threshold = [run("stream", "--model", text_folder, *words, stdin=TEXT) for words in (("--write-threshold", 1), ())]
+    assert threshold[0] != threshold[1]
+    run("eval", "--config", "mqar", "--frozen", code=2)
+
+
 def test_generate_wants_a_prompt(run: Runner, text_folder: Path) -> None:
     run("generate", "--model", text_folder, code=1)
     assert run.err == "ssmn: generate: the prompt is empty; give a text as argument or on standard input.\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import itertools
 import json
 import math
 import signal
@@ -298,16 +299,23 @@ def test_a_run_leaves_a_whole_folder(book: Path, tmp_path: Path) -> None:
     assert score.bits_per_byte == pytest.approx(lines[-1]["held_out_bits_per_byte"], rel=1e-5)
 
 
-def test_pieces_that_stand_alone_are_shuffled_and_cover_the_corpus() -> None:
-    corpus = Corpus(np.arange(101), (), ())
-    batches = StreamBatches(corpus, batch_size=2, piece_length=10, fresh_rate=1.0, seed=3)
-    passes = [[batches.batch(step) for step in range(first, first + 5)] for first in (0, 5)]
-    begins = [[row[0] for batch in batches for row in batch.inputs.tolist()] for batches in passes]
-    for one in begins:
-        assert sorted(one) == list(range(0, 100, 10))
+@pytest.mark.parametrize("carried", [1, 3])
+def test_stretches_are_shuffled_and_cover_the_corpus(carried: int) -> None:
+    corpus = Corpus(np.arange(125), (), ())
+    batches = StreamBatches(corpus, batch_size=2, piece_length=5, seed=3, carried_pieces=carried)
+    assert batches.pieces == 12
+    begins = []
+    for passed in (0, 12):
+        pieces = [batches.batch(passed + step) for step in range(12)]
+        assert [batch.fresh for batch in pieces] == [step % carried == 0 for step in range(12)]
+        for before, after in itertools.pairwise(pieces):
+            if not after.fresh:
+                torch.testing.assert_close(after.inputs, before.inputs + 5)
+        begins.append([row[0] for batch in pieces for row in batch.inputs.tolist()])
+        assert sorted(begins[-1]) == list(range(0, 120, 5))
     assert begins[0] != begins[1]
-    assert begins[0] != sorted(begins[0])
-    assert all(batch.fresh for one in passes for batch in one)
+    with pytest.raises(TrainingError, match=r"piece_length \* train\.carried_pieces \+ 1 = 181: lower"):
+        StreamBatches(corpus, batch_size=2, piece_length=30, carried_pieces=3)
 
 
 def test_evaluates_on_a_folder_of_its_own(tmp_path: Path) -> None:

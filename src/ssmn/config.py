@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, get_args
 
-from ssmn.errors import ConfigError, RangeError
+from ssmn.errors import ConfigError, RangeError, ShapeError
 
 UpdateRule = Literal["hebbian", "delta", "erase"]
 Pairing = Literal["previous", "same"]
@@ -343,6 +343,23 @@ class Plasticity:
             raise RangeError(f"Plasticity: chat_rounds={rounds!r}; wanted a whole number of at least 0, or None.")
         if not isinstance(self.frozen, bool):
             raise RangeError(f"Plasticity: frozen={self.frozen!r}; wanted true or false.")
+
+    def per_row(self, rows: int) -> list[Plasticity]:
+        """The setting of each of `rows` streams, in plain numbers.
+
+        Raises:
+            ShapeError: A field has another number of values than there are rows.
+        """
+        columns = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            values = [value] if value is None or isinstance(value, bool) else _numbers(value)
+            if len(values) not in (1, rows):
+                raise ShapeError(
+                    f"Plasticity: {field.name} has {len(values)} numbers; wanted one, or one per row ({rows})."
+                )
+            columns[field.name] = values if len(values) == rows else [*values] * rows
+        return [Plasticity(**{name: column[row] for name, column in columns.items()}) for row in range(rows)]
 
 
 def _numbers(value: Any) -> Sequence[float]:

@@ -250,7 +250,7 @@ def byte_surprise(
     offset = 0
     for _, tokens, bits in _surprise(stream, tokenizer, source, plasticity):
         lengths = tokenizer.byte_lengths[tokens]
-        shares = np.repeat(bits / lengths, lengths)
+        shares = np.repeat(bits / np.maximum(lengths, 1), lengths)
         for byte, share in zip(tokenizer.decode_bytes(tokens), shares.tolist(), strict=True):
             yield ByteSurprise(offset, byte, share)
             offset += 1
@@ -261,7 +261,7 @@ def _surprise(
 ) -> Iterator[tuple[bytes, np.ndarray, np.ndarray]]:
     """Each line (or piece of a very long one) with its tokens and their bits."""
     lines = _Lines(source)
-    last = tokenizer.encode("\n")
+    last = tokenizer.line_end
     for batch in _batches(_encoded(lines, tokenizer), lines, lambda item: len(item[1])):
         tokens = np.concatenate([last, *(piece for _, piece in batch)])
         bits = token_bits(stream, tokens, plasticity=plasticity)

@@ -21,6 +21,7 @@ VERBS: dict[str, str] = {
     "train": "Train a model on text or on a synthetic task.",
     "eval": "Measure a trained model: bits per byte on text, accuracy on a task.",
     "generate": "Continue a text, from a fresh stream or a saved one.",
+    "chat": "Talk to a text model turn by turn; its state is what it remembers.",
     "stream": "Standard input to standard output: surprise per line or byte, or predictions per row.",
     "inspect": "Look into a model while it reads: which tokens are written, and how firmly.",
     "state": "Look into saved stream states; fork, merge and compare them.",

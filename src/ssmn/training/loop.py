@@ -45,7 +45,7 @@ CHECKPOINT_FILE, SETTINGS_FILE, TOKENIZER_FILE, LOG_FILE = (
 )
 
 _FREE_ON_RESUME = ("train.", "evaluate.")
-_FIXED_ON_RESUME = ("train.batch_size", "train.piece_length")
+_FIXED_ON_RESUME = ("train.batch_size", "train.piece_length", "train.carried_pieces")
 _EVALUATED_STEPS = 1 << 15
 """Held-out steps that an evaluation during training reads at most."""
 
@@ -116,7 +116,7 @@ def train(
         config: The settings.
         out: The folder; made if absent.
         resume: Goes on from the folder's checkpoint. The `train` settings may differ, except for
-            `batch_size` and `piece_length`.
+            `batch_size`, `piece_length` and `carried_pieces`.
         on_step: Called after each step; if it returns True, the run stops as by Ctrl-C.
         corpora: The streams to train and to evaluate on, if they have been read already; then `data` only says
             what they are.
@@ -322,7 +322,9 @@ def _open_source(config: TrainConfig, folder: Path, resume: bool, corpora: tuple
     else:
         columns = corpus.steps.shape[1]
         sizes = {"kind": "standard", "input_dim": columns, "output_dim": columns}
-    batches = StreamBatches(corpus, settings.batch_size, settings.piece_length, settings.fresh_rate, config.seed)
+    batches = StreamBatches(
+        corpus, settings.batch_size, settings.piece_length, settings.fresh_rate, config.seed, settings.carried_pieces
+    )
     return _Source(
         batch=batches.batch,
         model_settings=sizes,

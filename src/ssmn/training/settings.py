@@ -66,8 +66,10 @@ class OptimisationConfig:
     piece_length: int = 256
     """Steps of a stream between two cuts of the gradient; tasks use whole rows."""
     fresh_rate: float = 0.05
-    """Share of a stream's pieces that begin with a fresh state, so that the model also learns to begin; at 1 nothing
-    is carried, and the pieces are shuffled."""
+    """Share of a stream's pieces that begin with a fresh state, so that the model also learns to begin."""
+    carried_pieces: int = 0
+    """Pieces of a stretch: each is read from a fresh state, and the stretches of a corpus are shuffled, so that a batch
+    sees many texts; 1 = pieces that stand alone, 0 = a row is one stream to the end."""
     optimizer: Optimizer = "adamw"
     """`muon`: inner matrices by Muon, at AdamW's step size; embeddings and all else by AdamW (needs torch 2.9)."""
     learning_rate: float = 3e-3
@@ -129,6 +131,7 @@ _LEAST = {
     "steps": 1,
     "batch_size": 1,
     "piece_length": 1,
+    "carried_pieces": 0,
     "warmup_steps": 0,
     "weight_decay": 0,
     "write_rate_weight": 0,

@@ -24,6 +24,8 @@ from ssmn.bench.report import Table
 from ssmn.config import TextSSMNConfig
 
 CONTEXT, WINDOW = 1_024, 128
+CARRIED_PIECES = 8
+"""Pieces of 256 tokens through which a state is carried in training."""
 READ_ROWS, READ_LENGTH = 8, 8_192
 """Stretches of each genre's held-out text that are read, and their tokens."""
 
@@ -121,14 +123,15 @@ def _settings(budget: str, name: str, rate: float, seed: int, quick: bool, *, ch
         model["num_heads"] = 2
     config = of_size(TextSSMNConfig(vocab_size=300 if quick else VOCABULARY, **{**model, **own}),
                      40_000 if quick else sizes["parameters"])  # fmt: skip
-    length = CONTEXT if name == "transformer" else sizes["piece_length"]
+    length = CONTEXT if name.startswith("transformer") else sizes["piece_length"]
     tokens = sizes["choosing_tokens"] if choosing else sizes["tokens"]
     train = {
         "steps": -(-tokens // sizes["step_tokens"]), "batch_size": sizes["step_tokens"] // length,
-        "piece_length": length, "fresh_rate": 1.0 if name == "transformer" else 0.05, "learning_rate": rate,
+        "piece_length": length, "fresh_rate": 0.0, "learning_rate": rate,
+        "carried_pieces": 1 if name.startswith("transformer") else CARRIED_PIECES,
         "optimizer": "muon", "compute_dtype": "bfloat16", "checkpoint_every": 0, "log_every": 20, "tensorboard": False,
     }  # fmt: skip
-    train |= {"steps": 2, "batch_size": 2, "piece_length": 32} if quick else {}
+    train |= {"steps": 2, "batch_size": 2, "piece_length": 16} if quick else {}
     return {
         "choosing": choosing,
         "run": {
@@ -153,7 +156,7 @@ def measure(run: Run, place: Workplace) -> Result | None:
     }
     lengths, context = words.tokenizer.byte_lengths, CONTEXT
     if run.settings["choosing"]:
-        resets = run.settings["run"]["train"]["fresh_rate"] == 1.0
+        resets = run.settings["run"]["train"]["carried_pieces"] == 1
         tokens = stretches(words.validation.steps, READ_ROWS, READ_LENGTH + 1)
         nats, _ = losses(model, tokens, context=context if resets else None)
         return {**result, "bits_per_byte": bits_per_byte(nats, tokens, lengths)}

@@ -24,6 +24,8 @@ HELD_OUT, CHOOSING = 0.1, 0.05
 CONTEXT = 256
 """Characters after which a state is reset, where it is."""
 CHARACTERS = 65
+CARRIED_PIECES = 4
+"""Pieces of 256 characters through which a state is carried in training."""
 
 MODELS: dict[str, dict[str, Any]] = {
     "ssmn": {"plastic": 1, "window_size": 64, "semantic_encoder": True},
@@ -80,7 +82,7 @@ def _settings(budget: str, name: str, rate: float, seed: int, quick: bool, *, ch
     train = {"learning_rate": rate, "optimizer": "muon", "compute_dtype": "bfloat16", "tensorboard": False,
              "checkpoint_every": 0, **sizes["train"]}  # fmt: skip
     train |= {"steps": CHOOSING_STEPS} if choosing else {}
-    train |= {"fresh_rate": 1.0} if name.startswith("transformer") else {}
+    train |= {"fresh_rate": 0.0, "carried_pieces": 1 if name.startswith("transformer") else CARRIED_PIECES}
     train |= {"steps": 2, "batch_size": 1, "piece_length": 32} if quick else {}
     return {
         "choosing": choosing,
