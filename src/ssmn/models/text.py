@@ -77,8 +77,12 @@ class TextSSMN(Stack):
         hidden, state = self.hidden(
             input_ids, state, mask=mask, reset=reset, cu_seqlens=cu_seqlens, elapsed=elapsed, plasticity=plasticity
         )
-        logits = functional.linear(hidden, self.embedding.weight) if self.output is None else self.output(hidden)
+        logits = self.logits(hidden)
         return (logits if mask is None else torch.where(mask.unsqueeze(-1), logits, 0.0)), state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[.., D], what `hidden` returns or some of it, to [.., vocab_size]."""
+        return functional.linear(hidden, self.embedding.weight) if self.output is None else self.output(hidden)
 
     def hidden(
         self,

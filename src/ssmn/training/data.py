@@ -91,7 +91,7 @@ class Corpus:
     @classmethod
     def from_text(cls, files: list[Path], tokenizer: Tokenizer) -> Corpus:
         """Encodes the files, one after the other."""
-        utf8 = tokenizer.kind == "bpe"
+        utf8 = tokenizer.kind != "bytes"
         tokens = [tokenizer.encode(read_text(file, utf8=utf8)) for file in files]
         return cls(np.concatenate(tokens), tuple(files), _starts(tokens), tokenizer)
 

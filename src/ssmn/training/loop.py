@@ -31,8 +31,9 @@ from ssmn.models import SSMN, TextSSMN
 from ssmn.models.stack import Stack
 from ssmn.state import StreamState
 from ssmn.training.data import Corpus, StreamBatches, read_text, shuffled, text_files
-from ssmn.training.evaluate import evaluate_stream, evaluate_task, loss_of, measures_of
+from ssmn.training.evaluate import evaluate_stream, evaluate_task, loss_of, measures_of, outputs_of
 from ssmn.training.settings import DataConfig, OptimisationConfig, TrainConfig, differences, to_toml
+from ssmn.training.sparse import SparseTraining
 from ssmn.training.tasks import Batch, Task
 from ssmn.training.tokenizer import Tokenizer
 
@@ -223,6 +224,7 @@ class _Trainer:
         self.model, self.settings = model, settings
         self.step = 0
         self.state: StreamState | None = None
+        self.sparse = None if settings.write_rate is None else SparseTraining(model, settings)
         self.named = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         is_low = settings.compute_dtype == "bfloat16"
         self.products = _BfloatProducts() if is_low else contextlib.nullcontext()
@@ -239,12 +241,14 @@ class _Trainer:
         if before is not None and batch.fresh_rows is not None:
             reset = torch.zeros(batch.inputs.shape[:2], dtype=torch.bool)
             reset[:, 0] = batch.fresh_rows
+        if self.sparse is not None:
+            self.sparse.prepare(self.step)
         with self.products:
-            output, state = self.model(batch.inputs, before, reset=reset)
+            output, state = outputs_of(self.model, batch, before, reset=reset)
         loss = loss_of(output, batch)
         self._check_finite("loss", loss.item(), batch)
         self.model.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss if self.sparse is None else loss + self.sparse.penalty()).backward()
         norm = float(torch.nn.utils.clip_grad_norm_(self.named.values(), self.settings.clip_norm))
         self._check_finite("gradient's norm", norm, batch)
         for optimizer in self.optimizers:
@@ -278,6 +282,8 @@ class _Trainer:
                     tensors[f"optimizer.{key}.{name}"] = value
         if self.state is not None:
             tensors |= {f"stream.{name}": value for name, value in self.state.named_tensors().items()}
+        if self.sparse is not None:
+            tensors |= self.sparse.tensors()
         tensors["random"] = torch.get_rng_state()
         return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
 
@@ -291,6 +297,8 @@ class _Trainer:
             for name, weight in self.named.items():
                 if id(weight) in mine:
                     optimizer.state[weight] = {key: tensors[f"optimizer.{key}.{name}"] for key in keys}
+        if self.sparse is not None:
+            self.sparse.load(tensors)
         stream = _under("stream.", tensors)
         if stream:
             batch_size = stream["position"].shape[0]
@@ -402,7 +410,8 @@ def _run(
             is_logged = trainer.step % settings.log_every == 0 or trainer.step == settings.steps
             progress = window.add(trainer.step, batch, output, loss.item(), norm, rate)
             if is_logged:
-                log.write(dataclasses.asdict(progress))
+                rate = {} if trainer.sparse is None else {"write_rate": trainer.sparse.rate}
+                log.write(dataclasses.asdict(progress) | rate)
                 window = _Window(trainer.step, settings.steps)
             if on_step is not None and on_step(progress):
                 interrupted.set()
@@ -412,6 +421,8 @@ def _run(
             if settings.checkpoint_every and trainer.step % settings.checkpoint_every == 0:
                 _save(trainer, config, source, folder)
         _save(trainer, config, source, folder)
+        if trainer.sparse is not None:
+            trainer.sparse.remove()
         is_done = trainer.step >= settings.steps
         if is_done:
             figures = source.evaluate(trainer.model)
