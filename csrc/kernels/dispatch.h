@@ -24,6 +24,7 @@ struct Kernels {
     decltype(&ssmn_memory_read_backward) memory_read_backward;
     WindowForwardFunction* window_forward;
     WindowBackwardFunction* window_backward;
+    decltype(&ssmn_output_memory) output_memory;
     decltype(&ssmn_matrix_product) matrix_product;
     decltype(&ssmn_engine_run) engine_run;
 };

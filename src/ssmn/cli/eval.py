@@ -35,6 +35,7 @@ def command(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Change a setting; may be repeated.")
     ] = None,
+    output_memory: options.OutputMemory = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines in place of a table.")] = False,
     threads: options.Threads = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
@@ -57,7 +58,7 @@ def command(
         rows = list(_examine(config, seeds, out, overrides or [], quiet))
     else:
         assert model is not None
-        rows = _evaluate(model, text, limit, task, overrides or [])
+        rows = _evaluate(model, text, limit, task, overrides or [], output_memory)
     _print(rows, as_json)
     if any(row.get("met") is False for row in rows):
         raise typer.Exit(1)
@@ -83,11 +84,15 @@ def _examine(config: str, seeds: int, out: Path | None, overrides: list[str], qu
                 }
 
 
-def _evaluate(folder: Path, text: Path | None, limit: int | None, task: str | None, overrides: list[str]) -> list[Row]:
+def _evaluate(
+    folder: Path, text: Path | None, limit: int | None, task: str | None, overrides: list[str], output_memory: bool
+) -> list[Row]:
     from ssmn.config import Plasticity
 
-    controls = {"on": None, "frozen": Plasticity(frozen=True)}
-    model = options.load(folder)
+    controls: dict[str, Plasticity | None] = {"on": None, "frozen": Plasticity(frozen=True)}
+    if output_memory:
+        controls = {"on, and of the output": None, "on": Plasticity(output_eta=0.0), "frozen": Plasticity(frozen=True)}
+    model = options.load(folder, output_memory)
     if text is not None:
         if model.config.kind != "text":
             raise ConfigError(f"eval: {folder} holds a Standard model; wanted a text model for --text.")

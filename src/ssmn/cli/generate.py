@@ -25,6 +25,7 @@ def command(
     eta_scale: options.EtaScale = 1.0,
     decay: options.Decay = None,
     decay_scale: options.DecayScale = 1.0,
+    output_memory: options.OutputMemory = False,
     threads: options.Threads = None,
 ) -> None:
     """Continue a text, from a fresh stream or from a saved one.
@@ -42,7 +43,7 @@ def command(
     text = sys.stdin.buffer.read() if prompt is None else prompt
     if not text:
         raise FileError("generate: the prompt is empty; give a text as argument or on standard input.")
-    lm, tokenizer = options.load_text(model)
+    lm, tokenizer = options.load_text(model, output_memory)
     stream = options.open_stream(lm, state)
 
     from ssmn.generation import generate
