@@ -21,7 +21,7 @@ from ssmn.errors import FileError
 from ssmn.state import StreamState
 from tiny import save_row_model, save_text_model
 
-BENCHMARKS = [("bench", name) for name in ("layers", "train", "decode", "prefill", "seed-table", "soak")]
+BENCHMARKS = [("bench", name) for name in ("layers", "train", "decode", "prefill", "seed-table", "soak", "quality")]
 SUB_VERBS = [*BENCHMARKS, ("state", "info"), ("state", "fork"), ("state", "diff")]
 TEXT = "The first line\nthe second one\nThe first line\n"
 

@@ -34,7 +34,7 @@ from ssmn.training import (
     train,
 )
 from ssmn.training import loop as loop_module
-from ssmn.training.data import Corpus, StreamBatches, text_files
+from ssmn.training.data import Corpus, StreamBatches, shuffled, text_files
 from ssmn.training.settings import OptimisationConfig, differences, extend, override, to_toml
 
 MODEL = {"hidden_dim": 16, "num_layers": 2, "num_heads": 2, "window_size": 5, "ffn_dim": 24}
@@ -296,6 +296,26 @@ def test_a_run_leaves_a_whole_folder(book: Path, tmp_path: Path) -> None:
     held_out = held_out[len(held_out) - math.ceil(len(held_out) * 0.1) :]
     score = evaluate_stream(loaded, held_out, tokenizer=tokenizer, piece_length=23)
     assert score.bits_per_byte == pytest.approx(lines[-1]["held_out_bits_per_byte"], rel=1e-5)
+
+
+def test_evaluates_on_a_folder_of_its_own(tmp_path: Path) -> None:
+    for name in ("a", "b", "c", "d"):
+        (tmp_path / "text" / name).mkdir(parents=True)
+        (tmp_path / "text" / name / "x.txt").write_text(f"{name} {LINES}" * 30, encoding="utf-8")
+    (tmp_path / "late").mkdir()
+    (tmp_path / "late" / "y.txt").write_text("quite another text\n" * 9, encoding="utf-8")
+    data = {"text": str(tmp_path / "text"), "validation": str(tmp_path / "late"), "shuffle": True}
+    result = train(text_settings(tmp_path, data=data, train={"steps": 2}), tmp_path / "out")
+    score = evaluate_stream(
+        result.model, Tokenizer.for_bytes().encode("quite another text\n" * 9), tokenizer=Tokenizer.for_bytes()
+    )
+    assert result.figures["held_out_bits_per_byte"] == pytest.approx(score.bits_per_byte, rel=1e-6)
+    files = text_files(tmp_path / "text")
+    assert shuffled(files, seed=0) == shuffled(files, seed=0) != shuffled(files, seed=1)
+    assert sorted(shuffled(files, seed=1)) == files
+    whole = Corpus(np.arange(1000), (), ())
+    assert whole.sample(1000).steps.tolist() == whole.steps.tolist()
+    assert whole.sample(64).steps.tolist() == [62 * i + j for i in range(16) for j in range(4)]
 
 
 @pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])

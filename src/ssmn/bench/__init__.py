@@ -7,6 +7,7 @@ versions, commit, settings, the machine's floors) and `save` keeps that as JSON.
 from ssmn.bench.decode import decode
 from ssmn.bench.layers import layers
 from ssmn.bench.prefill import prefill
+from ssmn.bench.quality import measure_quality
 from ssmn.bench.registry import BENCHMARKS, Benchmark, run, save
 from ssmn.bench.seed_table import attention_counts, seed_table
 from ssmn.bench.soak import soak
@@ -18,6 +19,7 @@ __all__ = [
     "attention_counts",
     "decode",
     "layers",
+    "measure_quality",
     "prefill",
     "run",
     "save",

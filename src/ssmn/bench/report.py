@@ -97,9 +97,14 @@ def changes(base: Mapping[str, Any], now: Mapping[str, Any]) -> Table:
 def markdown(record: Mapping[str, Any], command: str, extra: Sequence[Table] = ()) -> str:
     """The tables for a document, with the command that made them and the machine that it ran on."""
     parts = [f"`{command}`", floors(record)]
-    for table in [*tables(record), *extra]:
-        line = ["---"] * table.texts + ["---:"] * (len(table.head) - table.texts)
-        rows = ["| " + " | ".join(row) + " |" for row in (table.head, line, *table.rows)]
-        parts += [f"**{table.title}**" + (f" ({table.caption})" if table.caption else ""), "\n".join(rows)]
+    parts += [markdown_table(table) for table in [*tables(record), *extra]]
     parts += [f"Left out: {note}." for note in record["results"].get("notes", [])]
     return "\n\n".join(parts) + "\n"
+
+
+def markdown_table(table: Table) -> str:
+    """One table for a document, its title and caption above it."""
+    line = ["---"] * table.texts + ["---:"] * (len(table.head) - table.texts)
+    rows = ["| " + " | ".join(row) + " |" for row in (table.head, line, *table.rows)]
+    title = f"**{table.title}**" + (f" ({table.caption})" if table.caption else "")
+    return title + "\n\n" + "\n".join(rows)

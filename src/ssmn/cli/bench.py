@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ssmn.cli import options
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -196,6 +198,100 @@ def soak(
     _print_soak(console, record)
     if json is not None:
         bench.save(record, json)
+
+
+@app.command(epilog="Example: ssmn bench quality --part lm --part recall --seeds 1 --minutes 30")
+def quality(
+    part: Annotated[list[str] | None, typer.Option("--part", help="May be repeated; all if absent.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of finished runs; what is there is kept.")] = Path(
+        "runs/quality"
+    ),
+    seeds: Annotated[int, typer.Option(min=1, help="Repetitions of each run.")] = 3,
+    text: Annotated[Path, typer.Option(help="Folder of a corpus, as `make corpus` makes it.")] = Path("data/text"),
+    shakespeare: Annotated[Path, typer.Option(metavar="FILE", help="The file tinyshakespeare.txt.")] = Path(
+        "tinyshakespeare.txt"
+    ),
+    only: Annotated[
+        list[str] | None, typer.Option("--only", metavar="PATTERN", help="Runs to do, such as 'delta-*'; repeatable.")
+    ] = None,
+    minutes: Annotated[float | None, typer.Option(min=0.0, help="Stop after so many; the next call goes on.")] = None,
+    report_only: Annotated[bool, typer.Option("--report", help="Only show what is finished.")] = False,
+    quick: Quick = False,
+    threads: options.Threads = None,
+    json: Json = None,
+    markdown: Markdown = None,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="DIR", help="A drawing of each part, here.")] = None,
+    dark: Dark = False,
+) -> None:
+    """What models of equal size learn and remember, ours beside the field's. Stopped and called again, it goes on."""
+    from rich.console import Console
+
+    from ssmn import bench
+    from ssmn.bench import report
+    from ssmn.bench.quality import tables
+
+    options.use_threads(threads)
+    console = Console()
+    with _Runs(console) as runs:
+        record = bench.run(
+            "quality", parts=tuple(part or ()), out=str(out), seeds=seeds, text=str(text),
+            shakespeare=str(shakespeare), quick=quick, only=tuple(only or ()), minutes=minutes,
+            report_only=report_only, on_run=runs.begin, on_step=runs.step,
+        )  # fmt: skip
+    shown = tables(record["results"])
+    for table in shown:
+        _print_table(console, table)
+    console.print(report.floors(record), highlight=False)
+    if json is not None:
+        bench.save(record, json)
+    if markdown is not None:
+        text_of = report.markdown(record, shlex.join(["ssmn", *sys.argv[1:]]), shown)
+        markdown.write_text(text_of, encoding="utf-8")
+    if plot is not None:
+        _draw_parts(record["results"], plot, dark)
+    if not record["results"]["complete"] and not report_only:
+        console.print("Not all runs are finished; the same command goes on with them.")
+        raise typer.Exit(130)
+
+
+def _draw_parts(results: dict[str, Any], folder: Path, dark: bool) -> None:
+    from ssmn import plots
+    from ssmn.bench.quality import PARTS
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, runs in results["parts"].items():
+        figure = PARTS[name].drawing(runs, plots.Look(dark=dark)) if runs else None
+        if figure is not None:
+            (folder / f"{name}.png").write_bytes(plots.png(figure))
+
+
+class _Runs:
+    """A bar for the run that is going on; where there is no terminal, a line for each run that begins."""
+
+    def __init__(self, console: Console) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+                   TextColumn("{task.fields[figures]}"), TimeRemainingColumn())  # fmt: skip
+        self._console, self._bar = console, Progress(*columns, console=console, transient=True)
+        self._row: Any = None
+
+    def __enter__(self) -> _Runs:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def begin(self, part: str, run: str) -> None:
+        if self._row is not None:
+            self._bar.remove_task(self._row)
+        if not self._console.is_terminal:
+            self._console.print(f"{part}: {run}", highlight=False)
+        self._row = self._bar.add_task(f"{part}: {run}", total=None, figures="")
+
+    def step(self, done: int, total: int, figures: str) -> None:
+        self._bar.update(self._row, completed=done, total=total, figures=figures)
 
 
 def _given(**settings: Any) -> dict[str, Any]:

@@ -67,6 +67,11 @@ def read_text(file: Path, *, utf8: bool) -> bytes:
     return raw
 
 
+def shuffled(files: list[Path], seed: int) -> list[Path]:
+    """The files in an order drawn from the seed."""
+    return [files[index] for index in np.random.default_rng(seed).permutation(len(files))]
+
+
 @dataclass(frozen=True, eq=False)
 class Corpus:
     """One long stream of steps, with the files that it came from.
@@ -107,6 +112,18 @@ class Corpus:
             Corpus(self.steps[:edge], self.files, self.starts, self.tokenizer),
             Corpus(self.steps[edge:], self.files, late_starts, self.tokenizer),
         )
+
+    def cut(self, count: int) -> Corpus:
+        """The first `count` steps."""
+        return Corpus(self.steps[:count], self.files, self.starts, self.tokenizer)
+
+    def sample(self, count: int, stretches: int = 16) -> Corpus:
+        """At most `count` steps, one after the other: evenly spread stretches, or the whole stream if it is short."""
+        if len(self.steps) <= count:
+            return self
+        length, space = count // stretches, len(self.steps) // stretches
+        parts = [self.steps[begin : begin + length] for begin in range(0, space * stretches, space)]
+        return Corpus(np.concatenate(parts), (), (), self.tokenizer)
 
     def name_of(self, begins: range | list[int], length: int) -> str:
         """The files that hold any of the stretches `[begin, begin + length)`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import json
@@ -29,9 +30,9 @@ from ssmn.files import atomic_write, read_file, write_file
 from ssmn.models import SSMN, TextSSMN
 from ssmn.models.stack import Stack
 from ssmn.state import StreamState
-from ssmn.training.data import Corpus, StreamBatches, read_text, text_files
+from ssmn.training.data import Corpus, StreamBatches, read_text, shuffled, text_files
 from ssmn.training.evaluate import evaluate_stream, evaluate_task, loss_of, measures_of
-from ssmn.training.settings import OptimisationConfig, TrainConfig, differences, to_toml
+from ssmn.training.settings import DataConfig, OptimisationConfig, TrainConfig, differences, to_toml
 from ssmn.training.tasks import Batch, Task
 from ssmn.training.tokenizer import Tokenizer
 
@@ -101,7 +102,8 @@ def train(
     out: str | os.PathLike[str],
     *,
     resume: bool = False,
-    on_step: Callable[[Progress], None] | None = None,
+    on_step: Callable[[Progress], bool | None] | None = None,
+    corpora: tuple[Corpus, Corpus] | None = None,
 ) -> TrainResult:
     """Trains a model and writes it, its tokenizer, its settings, a checkpoint and a log into a folder.
 
@@ -114,7 +116,9 @@ def train(
         out: The folder; made if absent.
         resume: Goes on from the folder's checkpoint. The `train` settings may differ, except for
             `batch_size` and `piece_length`.
-        on_step: Called after each step.
+        on_step: Called after each step; if it returns True, the run stops as by Ctrl-C.
+        corpora: The streams to train and to evaluate on, if they have been read already; then `data` only says
+            what they are.
 
     Returns:
         The result; `interrupted` says whether it ended early.
@@ -142,7 +146,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        source = _open_source(config, folder, resume)
+        source = _open_source(config, folder, resume, corpora)
         model_config = config.model_config(**source.model_settings)
         config = dataclasses.replace(config, model=model_config.to_dict())
         trainer = _Trainer(build_model(model_config), config.train)
@@ -270,32 +274,42 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _open_source(config: TrainConfig, folder: Path, resume: bool) -> _Source:
+def _open_source(config: TrainConfig, folder: Path, resume: bool, corpora: tuple[Corpus, Corpus] | None) -> _Source:
     if config.task is not None:
         return _task_source(config.task, config)
     assert config.data is not None
-    data = config.data
-    if data.text is not None:
-        files = text_files(data.text, data.pattern)
-        name = str(folder / TOKENIZER_FILE) if resume else data.tokenizer
-        tokenizer = _tokenizer(name, files, data.vocab_size)
-        corpus = Corpus.from_text(files, tokenizer)
+    corpus, other = corpora or _read_corpora(config.data, config.seed, folder / TOKENIZER_FILE if resume else None)
+    tokenizer, settings = corpus.tokenizer, config.train
+    if tokenizer is not None:
         sizes = {"kind": "text", "vocab_size": tokenizer.vocab_size}
     else:
-        assert data.series is not None
-        tokenizer, corpus = None, Corpus.from_tables(text_files(data.series, data.pattern))
         columns = corpus.steps.shape[1]
         sizes = {"kind": "standard", "input_dim": columns, "output_dim": columns}
-    begin, held_out = corpus.split(data.held_out)
-    settings = config.train
-    batches = StreamBatches(begin, settings.batch_size, settings.piece_length, settings.fresh_rate, config.seed)
+    batches = StreamBatches(corpus, settings.batch_size, settings.piece_length, settings.fresh_rate, config.seed)
     return _Source(
         batch=batches.batch,
         model_settings=sizes,
         digest=hashlib.sha256(corpus.steps.tobytes()).hexdigest(),
         tokenizer=tokenizer,
-        evaluate=lambda model: _stream_figures(model, held_out, tokenizer),
+        evaluate=lambda model: _stream_figures(model, other),
     )
+
+
+def _read_corpora(data: DataConfig, seed: int, tokenizer_file: Path | None) -> tuple[Corpus, Corpus]:
+    """The streams to train and to evaluate on."""
+    files = text_files(data.text or data.series or "", data.pattern)
+    if data.shuffle:
+        files = shuffled(files, seed)
+    if data.text is None:
+        read = Corpus.from_tables
+    else:
+        tokenizer = _tokenizer(str(tokenizer_file or data.tokenizer), files, data.vocab_size)
+        read = functools.partial(Corpus.from_text, tokenizer=tokenizer)
+    corpus = read(files)
+    if data.validation is None:
+        begin, last = corpus.split(data.held_out)
+        return begin, last.cut(_EVALUATED_STEPS)
+    return corpus, read(text_files(data.validation, data.pattern)).sample(_EVALUATED_STEPS)
 
 
 def _task_source(task: Task, config: TrainConfig) -> _Source:
@@ -316,11 +330,12 @@ def _tokenizer(name: str, files: list[Path], vocab_size: int) -> Tokenizer:
     return Tokenizer.load(name)
 
 
-def _stream_figures(model: Stack, held_out: Corpus, tokenizer: Tokenizer | None) -> dict[str, float]:
-    if len(held_out) < 2:
+def _stream_figures(model: Stack, corpus: Corpus) -> dict[str, float]:
+    if len(corpus) < 2:
         return {}
-    score = evaluate_stream(model, held_out.steps[:_EVALUATED_STEPS], tokenizer=tokenizer)
-    return {"held_out_loss": score.loss} if tokenizer is None else {"held_out_bits_per_byte": score.bits_per_byte}
+    score = evaluate_stream(model, corpus.steps, tokenizer=corpus.tokenizer)
+    name = "held_out_loss" if corpus.tokenizer is None else "held_out_bits_per_byte"
+    return {name: score.loss if corpus.tokenizer is None else score.bits_per_byte}
 
 
 def _restore(trainer: _Trainer, folder: Path, config: TrainConfig, source: _Source) -> None:
@@ -345,7 +360,7 @@ def _run(
     config: TrainConfig,
     source: _Source,
     folder: Path,
-    on_step: Callable[[Progress], None] | None,
+    on_step: Callable[[Progress], bool | None] | None,
 ) -> TrainResult:
     settings, figures = config.train, {}
     with _Log(folder, trainer.step, settings.tensorboard) as log, _interruptible() as interrupted:
@@ -358,8 +373,8 @@ def _run(
             if is_logged:
                 log.write(dataclasses.asdict(progress))
                 window = _Window(trainer.step, settings.steps)
-            if on_step is not None:
-                on_step(progress)
+            if on_step is not None and on_step(progress):
+                interrupted.set()
             if settings.evaluate_every and trainer.step % settings.evaluate_every == 0:
                 figures = source.evaluate(trainer.model)
                 log.write({"step": trainer.step, **figures})

@@ -35,12 +35,16 @@ class DataConfig:
     """A CSV file, or a folder of them: a row per step; the Standard model predicts the next row."""
     pattern: str = "**/*"
     """Which files of a folder."""
+    shuffle: bool = False
+    """Reads a folder's files in an order drawn from the seed: then a part of a sorted corpus stands for all of it."""
     tokenizer: str = "bytes"
     """`bytes`, `bpe` (trained on this text), or the path of a tokenizer.json."""
     vocab_size: int = 1024
     """Tokens of a trained `bpe` tokenizer."""
     held_out: float = 0.05
-    """Last share of the stream that is kept for evaluation."""
+    """Last share of the stream that is kept for evaluation, unless `validation` is given."""
+    validation: str | None = None
+    """A file or folder to evaluate on, of the kind of `text` or `series`; then the whole stream is trained on."""
 
     def __post_init__(self) -> None:
         if (self.text is None) == (self.series is None):
