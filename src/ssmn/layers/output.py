@@ -92,6 +92,8 @@ class OutputMemory(nn.Module):
         """
         asked, dtype = plasticity or DEFAULT, state_dtype(hidden.dtype)
         batch, time = tokens.shape
+        if time == 0 and state is not None:
+            return logits, state
         streams = batch if cu_seqlens is None else len(cu_seqlens) - 1
 
         def strength(value: Any, name: str) -> Tensor:
