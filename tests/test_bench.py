@@ -255,6 +255,7 @@ def test_tiny_decoding_and_prefill() -> None:
     small = [figure for figure in figures if figure.panel.startswith("one step of the small controller")]
     assert all(figure.details["99 % below, µs"] >= figure.median for figure in small)
     assert all(figure.unit == "µs" for figure in small)
+    assert [figure.ours for figure in small if figure.who == "arithmetic of that length"] == [False, False]
     assert torch.get_num_threads() == 1
     results = bench.prefill([9], shape="tiny", weights=weights, eager=["float32"], repeats=1, gemm_size=32)
     assert {figure.unit for figure in figures_of({"results": results})} == {"tokens/s"}

@@ -85,6 +85,23 @@ def test_wrong_usage_exits_with_2(run: Runner, words: tuple[str, ...]) -> None:
     assert "Traceback" not in run.err
 
 
+def test_inspect_marks_what_is_written(run: Runner, text_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("naïve\n" * 3, encoding="utf-8")
+    out = run("inspect", text_folder, "--text", path, "--writes", "--write-threshold", "0")
+    assert out.replace("⟨", "").replace("⟩", "").startswith("naïve\nnaïve\nnaïve\n")
+    assert "21 tokens" in out
+    assert "100.0%" in out
+    out = run(
+        "inspect", text_folder, "--text", path, "--writes", "--write-threshold", "1", "--limit", "8", "--top", "0"
+    )
+    assert out.startswith("naïve\nn\n")  # the eighth byte is of a second line
+    assert "0.0%" in out
+    assert "⟨" not in out
+    run("inspect", text_folder, code=2)
+    assert "--text FILE --writes" in run.err
+
+
 def test_a_failure_is_one_line_and_exits_with_1(run: Runner, tmp_path: Path) -> None:
     run("generate", "x", "--model", tmp_path, code=1)
     assert run.err == f"ssmn: {tmp_path}: no config.json; wanted a folder written by save_pretrained or `ssmn train`.\n"
@@ -250,6 +267,45 @@ def test_generate_repeats_with_a_seed_and_remembers(run: Runner, text_folder: Pa
     for position in (17, 34):
         run(*words, "--state", state)
         assert StreamState.load(state).position.item() == position
+
+
+def test_generate_stops_and_takes_turns_with_torch(run: Runner, text_folder: Path) -> None:
+    words = ("generate", "Hello", "--model", text_folder, "-n", 12, "--seed", 1)
+    whole = run(*words)
+    assert run(*words, "--backend", "torch") == whole
+    assert run(*words, "--stop", whole[3]) == whole[: whole.index(whole[3])] + "\n"
+    assert run(*words, "--repetition-penalty", 5, "--min-p", 0.01) != whole
+
+
+def test_generate_continues_every_line_of_a_file(run: Runner, text_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("Hello\nWorld, and more\n")
+    words = ("generate", "--model", text_folder, "-n", 6)
+    records = [json.loads(line) for line in run(*words, "--batch", tmp_path / "prompts.txt", "--seed", 1).splitlines()]
+    assert [record["prompt"] for record in records] == ["Hello", "World, and more"]
+    assert [(record["tokens"], record["finish"]) for record in records] == [(6, "length")] * 2
+    for seed, record in enumerate(records, start=1):
+        assert run("generate", record["prompt"], *words[1:], "--seed", seed) == record["text"] + "\n"
+    (tmp_path / "holes.txt").write_text("Hello\n\n")
+    run(*words, "--batch", tmp_path / "holes.txt", code=1)
+    assert "holes.txt: line 2 is empty; wanted a prompt on every line" in run.err
+    run(*words, "Hello", "--batch", tmp_path / "prompts.txt", code=2)
+
+
+def test_plasticity_is_said_alike_everywhere(run: Runner, text_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text(TEXT * 3)
+    choices = [("--plasticity", "long-term"), ("--eta", 0.05, "--decay", 0.0001), ("--plasticity", "short-term"), ()]
+    rows = [json.loads(run("eval", text_folder, "--text", tmp_path / "t.txt", "--json", *words).splitlines()[0])
+            for words in choices]  # fmt: skip
+    figures = [row["bits_per_byte"] for row in rows]
+    assert figures[0] == figures[1]
+    assert len(set(figures)) == 3
+    only = run("eval", text_folder, "--text", tmp_path / "t.txt", "--json", "--frozen").splitlines()
+    assert [json.loads(line)["memory"] for line in only] == ["frozen"]
+    streams = [run("stream", "--model", text_folder, *words, stdin=TEXT) for words in choices]
+    assert streams[0] == streams[1] != streams[2]
+    threshold = [run("stream", "--model", text_folder, *words, stdin=TEXT) for words in (("--write-threshold", 1), ())]
+    assert threshold[0] != threshold[1]
+    run("eval", "--config", "mqar", "--frozen", code=2)
 
 
 def test_generate_wants_a_prompt(run: Runner, text_folder: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 
 from ssmn.cli import VERBS, app_for
@@ -186,8 +187,6 @@ def test_readme_example_runs(
 
 
 def test_streaming_manual_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     with torch.enable_grad():
@@ -215,6 +214,55 @@ def test_engine_manual_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for number, program in enumerate(blocks(ROOT / "docs" / "engine.md", "python"), start=1):
         exec(compile(program, f"docs/engine.md, block {number}", "exec"), names)
     assert names["engine"].streams == 4
+
+
+USAGE = {
+    "adapt": ("range(6)", "range(1)"),
+    "batch": None,
+    "chat": None,
+    "train": ("train.steps=300", "train.steps=2"),
+}
+"""The pages on tasks whose Python stands alone, and what makes them quick."""
+
+
+def quick(name: str, code: str) -> str:
+    """The code of a page as the tests run it."""
+    change = USAGE[name]
+    return code if change is None else code.replace(*change)
+
+
+def test_every_usage_page_is_run() -> None:
+    assert {page.stem for page in (ROOT / "docs" / "usage").glob("*.md")} == {*USAGE, "hugging-face"}
+
+
+@pytest.mark.parametrize("name", USAGE)
+def test_usage_pages_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pydoc_data.topics import topics
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "topics.txt").write_text("\n\n".join(topics.values())[:60_000], encoding="utf-8")
+    names: dict[str, Any] = {}
+    page = ROOT / "docs" / "usage" / f"{name}.md"
+    with torch.enable_grad():
+        for number, program in enumerate(blocks(page, "python"), start=1):
+            exec(compile(quick(name, program), f"docs/usage/{name}.md, block {number}", "exec"), names)
+    assert names["tokenizer"].vocab_size > 1000
+
+
+@pytest.mark.slow
+def test_commands_of_the_usage_pages_run(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("A list\nA set\n")
+    (tmp_path / "questions.txt").write_text("A list\n/state\n")
+    lines = [line for name in ("train", "batch") for line in typed(ROOT / "docs" / "usage" / f"{name}.md")]
+    lines += ["ssmn chat --seed 0 -n 5 < questions.txt", "ssmn chat runs/topics --prefix 'Q: ' < questions.txt"]
+    script = "set -eu\n" + quick("train", "\n".join(lines))
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    run = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 2
+    assert run.stdout.count("position ") == 2
 
 
 @pytest.mark.slow

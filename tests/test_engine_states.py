@@ -134,3 +134,14 @@ def test_a_broken_state_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(StateError, match=r"NaN or infinite values.*not written"):
         engine.save_state(0, tmp_path / "state.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_state_stays_what_it_was_when_the_stream_goes_on() -> None:
+    # A head width that is a multiple of 16 lies in the engine as it does in a state.
+    config = text_config(hidden_dim=48, num_heads=3, memory_heads=3)
+    engine = Engine(model_of(config))
+    engine.run([1, 2, 3])
+    state = engine.get_state(0)
+    kept = state.clone()
+    engine.run([4, 5])
+    assert state.diff(kept).identical

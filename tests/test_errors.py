@@ -626,15 +626,19 @@ def test_model_folders(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "changes", "words"),
     [
-        (DtypeError, {"prompt_ids": "hello"}, "prompt_ids is str; wanted token numbers: tokenizer.encode(text)."),
-        (DtypeError, {"prompt_ids": [0.5]}, "prompt_ids has dtype torch.float32; wanted whole token numbers."),
+        (
+            DtypeError,
+            {"prompt_ids": "hello"},
+            "prompt_ids is str; wanted token numbers: tokenizer.encode(text), or give tokenizer= as well.",
+        ),
+        (DtypeError, {"prompt_ids": [0.5]}, "prompt_ids has dtype float64; wanted whole token numbers."),
         (
             ShapeError,
-            {"prompt_ids": torch.zeros(B, T).long()},
-            "prompt_ids has shape [2, 5]; wanted [T] or [1, T], one stream.",
+            {"prompt_ids": torch.zeros(B, T, 3).long()},
+            "prompt_ids has shape [2, 5, 3]; wanted [T], [B, T] or a list of B prompts.",
         ),
         (RangeError, {"prompt_ids": []}, "prompt_ids is empty; wanted at least one token to go on from."),
-        (StateError, {"state": {}}, "state is dict; wanted a StreamState, or None for a fresh one."),
+        (StateError, {"state": {}}, "state is dict; wanted a StreamState, a list of them, or None for a fresh one."),
         (ShapeError, {"state": OTHER_STATE}, "state has batch 2; wanted one stream: state.select([row])."),
         (RangeError, {"max_new_tokens": 0}, "max_new_tokens=0; wanted a whole number of at least 1."),
         (RangeError, {"max_new_tokens": 1.5}, "max_new_tokens=1.5; wanted a whole number of at least 1."),
@@ -651,8 +655,8 @@ def test_generate(error: type[SSMNError], changes: dict[str, Any], words: str) -
 
 def test_generate_refuses_unknown_tokens_and_spoilt_weights() -> None:
     model = text()
-    words = "TextSSMN: input_ids lie in [9, 9]; wanted [0, 8] (vocab_size − 1); encode with the tokenizer…"
-    refused(RangeError, words, lambda: list(ssmn.generate(model, [9])))
+    words = "generate: prompt_ids lie in [1, 9]; wanted [0, 8] (vocab_size − 1); encode with the tokenizer…"
+    refused(RangeError, words, lambda: ssmn.generate(model, [9, 1]))
     with torch.no_grad():
         model.norm.weight.fill_(torch.nan)
     words = "generate: the model's logits are not finite; its weights or the given state are damaged."

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from ssmn import generation
-from ssmn.config import Plasticity
-from ssmn.errors import DtypeError, RangeError, ShapeError
-from ssmn.generation import generate
+import ssmn.native
+from ssmn.config import LONG_TERM, Plasticity
+from ssmn.engine import Engine
+from ssmn.errors import BackendError, DtypeError, RangeError, ShapeError, StateError
+from ssmn.generation import generate, kept, runners
 from ssmn.models import TextSSMN
 from ssmn.state import StreamState
-from tiny import text_model
+from ssmn.training import Tokenizer
+from tiny import row_model, text_model
 
 PROMPT = [72, 101, 108, 108, 111]
+BYTES = Tokenizer.for_bytes()
+native = pytest.mark.skipif(not ssmn.native.status().available, reason="no native library")
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +102,7 @@ def test_long_prompts_are_read_in_pieces(lm: TextSSMN, monkeypatch: pytest.Monke
         longest = max(longest, input_ids.shape[1])
         return lm(input_ids, *rest, **options)
 
-    monkeypatch.setattr(generation, "PROMPT_PIECE", 8)
+    monkeypatch.setattr(runners, "PROMPT_PIECE", 8)
     assert [token for token, _ in generate(watched, text, max_new_tokens=9, seed=0)] == whole
     assert longest == 8
 
@@ -108,15 +116,37 @@ def test_plasticity_reaches_the_model(lm: TextSSMN) -> None:
     ("error", "options", "message"),
     [
         (RangeError, {"prompt": []}, "prompt_ids is empty; wanted at least one token"),
-        (ShapeError, {"prompt": torch.ones(2, 3).long()}, r"prompt_ids has shape \[2, 3\]; wanted \[T\] or \[1, T\]"),
-        (DtypeError, {"prompt": [0.5]}, r"prompt_ids has dtype torch.float32; wanted whole token numbers"),
-        (DtypeError, {"prompt": [True]}, "prompt_ids has dtype torch.bool"),
+        (
+            ShapeError,
+            {"prompt": torch.ones(2, 3, 1).long()},
+            r"prompt_ids has shape \[2, 3, 1\]; wanted \[T\], ",
+        ),
+        (RangeError, {"prompt": [[1], []]}, r"prompt_ids\[1\] is empty; wanted at least one token"),
+        (DtypeError, {"prompt": "abc"}, "prompt_ids is str; wanted token numbers: tokenizer.encode"),
+        (DtypeError, {"prompt": [0.5]}, r"prompt_ids has dtype float64; wanted whole token numbers"),
+        (DtypeError, {"prompt": [True]}, "prompt_ids has dtype bool"),
         (RangeError, {"max_new_tokens": 0}, "max_new_tokens=0; wanted a whole number of at least 1"),
         (RangeError, {"temperature": -1.0}, "temperature=-1.0; wanted a number of 0 or more"),
         (RangeError, {"temperature": float("nan")}, "temperature=nan"),
         (RangeError, {"top_k": 0}, "top_k=0; wanted a whole number of at least 1, or None"),
         (RangeError, {"top_p": 0.0}, r"top_p=0.0; wanted a share in \(0, 1\]"),
         (RangeError, {"top_p": 1.5}, "top_p=1.5"),
+        (RangeError, {"min_p": 0}, r"min_p=0; wanted a share in \(0, 1\]"),
+        (RangeError, {"repetition_penalty": 0.0}, "repetition_penalty=0.0; wanted a number above 0; 1 is none"),
+        (RangeError, {"repetition_window": 0}, "repetition_window=0; wanted a whole number of at least 1, or None"),
+        (DtypeError, {"stop": ["a"]}, "stop strings need the text of the tokens; give tokenizer="),
+        (RangeError, {"stop": ["a", ""], "tokenizer": BYTES}, "a stop string is empty"),
+        (DtypeError, {"stop": [3], "tokenizer": BYTES}, "a stop string is int; wanted str"),
+        (RangeError, {"seed": -1}, "seed=-1; wanted a whole number from 0 up, or None"),
+        (RangeError, {"seed": 0.5}, "seed=0.5; wanted a whole number"),
+        (ShapeError, {"seed": [1, 2]}, "seed has 2 numbers; wanted 1, one per prompt"),
+        (RangeError, {"backend": "gpu"}, "backend='gpu'; wanted auto, engine or torch"),
+        (StateError, {"state": 3}, "state is int; wanted a StreamState, a list of them, or None"),
+        (StateError, {"state": [3]}, r"state\[0\] is int; wanted a StreamState or None"),
+        (ShapeError, {"state": [None, None]}, "state has 2 states; wanted 1, one per prompt"),
+        (DtypeError, {"plasticity": 3}, "plasticity is no ssmn.Plasticity; wanted one, or a list"),
+        (ShapeError, {"plasticity": [None, None]}, "plasticity has 2 settings; wanted 1, one per prompt"),
+        (ShapeError, {"plasticity": Plasticity(eta_scale=[1, 2])}, r"eta_scale has 2 numbers; wanted one, or one per"),
     ],
 )
 def test_bad_arguments_are_refused_at_once(
@@ -125,6 +155,244 @@ def test_bad_arguments_are_refused_at_once(
     prompt = options.pop("prompt", PROMPT)
     with pytest.raises(error, match=message):
         generate(lm, prompt, **options)
+
+
+SHIPPED = Path(ssmn.__file__).parent / "demo" / "assets" / "model"
+
+
+@pytest.fixture(scope="module")
+def shipped() -> TextSSMN:
+    return TextSSMN.from_pretrained(SHIPPED).eval()
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.load(SHIPPED / "tokenizer.json")
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "greedy": {"temperature": 0},
+    "penalised": {"temperature": 0, "repetition_penalty": 1.3},
+    "long-term": {"temperature": 0, "plasticity": LONG_TERM},
+    "frozen": {"temperature": 0, "plasticity": Plasticity(frozen=True)},
+    "threshold": {"temperature": 0, "plasticity": Plasticity(write_threshold=0.3, eta_scale=1.5, decay_scale=2.0)},
+    "sampled": {"temperature": 0.9, "top_p": 0.95, "seed": 1},
+    "sampled-narrow": {"top_k": 30, "min_p": 0.02, "repetition_penalty": 1.1, "seed": 2},
+}
+
+
+@native
+@pytest.mark.parametrize("name", SETTINGS)
+def test_engine_and_torch_write_the_same(shipped: TextSSMN, tokenizer: Tokenizer, name: str) -> None:
+    prompt = tokenizer.encode("The import statement combines two operations; it ")
+    length = 512 if name == "greedy" else 150
+    written = [
+        [token for token, _ in generate(shipped, prompt, max_new_tokens=length, backend=backend, **SETTINGS[name])]
+        for backend in ("engine", "torch")
+    ]
+    assert len(written[0]) == length
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("backend", ["torch", pytest.param("engine", marks=native)])
+def test_rows_of_a_batch_are_as_if_alone(lm: TextSSMN, backend: Any) -> None:
+    prompts = [PROMPT, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12], [200], [65, 66]]
+    learning = [None, Plasticity(frozen=True), LONG_TERM, Plasticity(eta_scale=0.5)]
+    with torch.no_grad():
+        _, before = lm(torch.tensor([[9, 8, 7]]))
+    states = [None, before, None, before]
+    # A token of the second row ends it early; the others go on.
+    alone = [
+        list(generate(lm, p, state=s, plasticity=q, seed=5 + row, max_new_tokens=9, backend=backend))
+        for row, (p, s, q) in enumerate(zip(prompts, states, learning, strict=True))
+    ]
+    stop = alone[1][3].token
+    rows: list[list[Any]] = [[], [], [], []]
+    options: dict[str, Any] = {"state": states, "plasticity": learning, "stop_tokens": stop, "backend": backend}
+    for step in generate(lm, prompts, seed=5, max_new_tokens=9, **options):
+        rows[step.row].append(step)
+    for row, wanted in zip(rows, alone, strict=True):
+        tokens = [token for token, _ in wanted]
+        end = tokens.index(stop) + 1 if stop in tokens else len(tokens)
+        assert [step.token for step in row] == tokens[:end]
+        assert [step.finish for step in row[:-1]] == [None] * (end - 1)
+        assert row[-1].finish == ("stop token" if stop in tokens else "length")
+        difference = row[-1].state.diff(wanted[end - 1].state)
+        assert max(entry.relative for entry in difference) <= 1e-5
+
+
+@pytest.mark.parametrize("backend", ["torch", pytest.param("engine", marks=native)])
+def test_kept_states_are_what_they_were(lm: TextSSMN, backend: Any) -> None:
+    steps = list(generate(lm, [PROMPT, [3]], max_new_tokens=12, seed=0, backend=backend))
+    row = [step for step in steps if step.row == 0]
+    text = PROMPT + [step.token for step in row]
+    for place in (7, 2, 5, 11):  # not in the order in which they were written
+        with torch.no_grad():
+            _, wanted = lm(torch.tensor([text[: len(PROMPT) + place + 1]]))
+        state = row[place].state
+        assert isinstance(state, StreamState)
+        assert max(entry.relative for entry in state.diff(wanted)) <= 1e-5
+    state = row[4].state
+    again = [step.token for step in generate(lm, [row[5].token], state=state, temperature=0, max_new_tokens=3)]
+    fork, _ = state.fork(2)
+    assert again == [token for token, _ in generate(lm, [row[5].token], state=fork, temperature=0, max_new_tokens=3)]
+    assert state.reset_memory().position.item() == len(PROMPT) + 5
+
+
+def test_a_list_of_one_is_one_and_a_table_is_a_batch(lm: TextSSMN) -> None:
+    assert tokens_of(lm, [PROMPT]) == tokens_of(lm)
+    table = torch.tensor([PROMPT, PROMPT])
+    rows = [step.row for step in generate(lm, table, max_new_tokens=2, seed=0, state=lm.init_state(2))]
+    assert rows == [0, 1, 0, 1]
+
+
+class TestText:
+    """Text of the steps, stop strings and stop tokens, with a model that always says the same."""
+
+    SPEECH = "one é two\n\nthree"
+
+    @staticmethod
+    def speaker(speech: bytes) -> Any:
+        """A model that writes the bytes after whatever it has read, one after the other."""
+
+        def lm(ids: Tensor, state: Any = None, *, plasticity: Any = None) -> Any:
+            position = (0 if state is None else int(state.position)) + ids.shape[1]
+            logits = torch.zeros(1, ids.shape[1], 256)
+            logits[0, -1, speech[(position - 1) % len(speech)]] = 50.0
+            return logits, StreamState(None, (), None, torch.tensor([position]))
+
+        return lm
+
+    def said(self, **options: Any) -> tuple[list[str], Any]:
+        lm = self.speaker(self.SPEECH.encode())
+        steps = list(generate(lm, "?", tokenizer=BYTES, temperature=0, **{"max_new_tokens": 17, **options}))
+        return [step.text for step in steps], steps[-1]
+
+    def test_characters_come_whole(self) -> None:
+        texts, last = self.said()
+        assert "".join(texts) == self.SPEECH
+        assert texts[4:6] == ["", "é"]
+        assert last.finish == "length"
+
+    def test_an_unfinished_character_is_shown_at_the_end(self) -> None:
+        texts, _ = self.said(max_new_tokens=5)
+        assert texts[-1] == "\ufffd"
+
+    @pytest.mark.parametrize("stop", ["\n\n", ["xyz", "\n\nth", "\n\n"]])
+    def test_stop_strings_across_tokens(self, stop: Any) -> None:
+        texts, last = self.said(stop=stop)
+        assert "".join(texts) == "one é two"
+        assert last.finish == "stop string"
+        assert int(last.state.position) == 1 + len("one é two\n\n".encode())
+
+    def test_what_might_have_been_a_stop_string_comes_in_the_end(self) -> None:
+        texts, last = self.said(stop="two\n\nfour", max_new_tokens=13)
+        assert "".join(texts) == "one é two\n\nt"
+        assert texts[-1] == "two\n\nt"
+        texts, last = self.said(stop="two\n\nfour", max_new_tokens=12)
+        assert "".join(texts) == "one é two\n\n"
+        assert texts[-1] == "two\n\n"
+        assert last.finish == "length"
+
+    def test_stop_tokens_have_no_text(self) -> None:
+        texts, last = self.said(stop_tokens=[ord("w"), ord("z")])
+        assert "".join(texts) == "one é t"
+        assert (last.token, last.finish, last.text) == (ord("w"), "stop token", "")
+
+
+def test_the_penalty_ends_a_loop(lm: TextSSMN) -> None:
+    plain = tokens_of(lm, temperature=0, max_new_tokens=40)
+    punished = tokens_of(lm, temperature=0, max_new_tokens=40, repetition_penalty=50.0)
+    assert len(set(punished)) == 40 > len(set(plain))
+    assert not set(punished) & set(PROMPT)
+    forgiven = tokens_of(lm, temperature=0, max_new_tokens=40, repetition_penalty=50.0, repetition_window=3)
+    assert len(set(forgiven)) < 40
+
+
+@native
+class TestEngine:
+    """What is particular to the engine under `generate`."""
+
+    def test_it_is_packed_once_and_again_when_a_weight_changes(self) -> None:
+        lm = text_model()
+        first = kept.engine_of(lm)
+        tokens_of(lm)
+        assert kept.engine_of(lm) is first
+        changes: list[Any] = [
+            lambda: lm.norm.weight.data.mul_(1.5),
+            lambda: lm.embedding.weight.data.neg_(),
+            lambda: lm.embedding.weight.data.copy_(lm.embedding.weight.data.flip(0)),
+            lambda: lm.load_state_dict(text_model(4).state_dict()),
+            lambda: lm.blocks[0].ffn.down.weight.data.view(-1)[7:8].add_(1e-7),
+        ]
+        for change in changes:
+            before = kept.engine_of(lm)
+            change()
+            assert kept.engine_of(lm) is not before
+            assert tokens_of(lm, temperature=0) == tokens_of(lm, temperature=0, backend="torch")
+
+    def test_it_goes_with_its_model(self) -> None:
+        lm = text_model()
+        engine = weakref.ref(kept.engine_of(lm))
+        del lm
+        gc.collect()
+        assert engine() is None
+
+    def test_models_that_it_does_not_run_take_torch(self, lm: TextSSMN) -> None:
+        def refuse(model: Any, reason: str) -> None:
+            assert len(list(generate(model, PROMPT, max_new_tokens=2))) == 2
+            with pytest.raises(BackendError, match=f"the engine cannot run this model: {reason}.*use backend='torch'"):
+                generate(model, PROMPT, backend="engine")
+
+        refuse(text_model().double(), "blocks.0.mixer_norm.weight is torch.float64, and it computes in float32")
+        refuse(text_model().bfloat16(), "blocks.0.mixer_norm.weight is torch.bfloat16")
+        refuse(lambda *words, **options: lm(*words, **options), "it is function, not a plain TextSSMN")
+        hooked = text_model()
+        seen: list[Any] = []
+        hooked.blocks[1].register_forward_hook(lambda *_: seen.append(1))
+        refuse(hooked, r"blocks.1 has a forward hook")
+        assert seen
+
+    def test_without_the_library_torch_writes(self, lm: TextSSMN, monkeypatch: pytest.MonkeyPatch) -> None:
+        missing = ssmn.native.NativeStatus(False, "there is none")
+        monkeypatch.setattr(kept.native, "status", lambda: missing)
+        assert tokens_of(lm)
+        with pytest.raises(BackendError, match="there is none"):
+            generate(lm, PROMPT, backend="engine")
+
+    def test_a_given_engine_is_used_and_its_streams_are_left_alone(self, lm: TextSSMN) -> None:
+        engine = Engine(lm, streams=2)
+        engine.step([1, 2])
+        before = engine.get_state(1)
+        assert tokens_of(engine, temperature=0) == tokens_of(lm, temperature=0)  # type: ignore[arg-type]
+        *_, (_, state) = generate(engine, [4], state=before, max_new_tokens=2, temperature=0)
+        assert state.position.item() == 4
+        assert engine.get_state(1).diff(before).identical
+        assert engine.streams == 2
+        small = Engine(lm, dtype="int8")
+        assert len(tokens_of(small)) == 9  # type: ignore[arg-type]
+        with pytest.raises(BackendError, match="an Engine runs on the engine only"):
+            generate(engine, PROMPT, backend="torch")
+        with pytest.raises(DtypeError, match="an engine of a Standard model"):
+            generate(Engine(row_model()), PROMPT)
+
+    def test_generations_take_turns_between_threads(self, lm: TextSSMN) -> None:
+        wanted = [tokens_of(lm, seed=seed, max_new_tokens=60) for seed in range(4)]
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda seed: tokens_of(lm, seed=seed, max_new_tokens=60), range(4)))
+        assert found == wanted
+
+
+def test_what_is_no_model_is_refused() -> None:
+    with pytest.raises(DtypeError, match="lm is str; wanted a TextSSMN or an Engine of one"):
+        generate("model", PROMPT)  # type: ignore[arg-type]
+
+
+def test_no_seed_follows_torch(lm: TextSSMN) -> None:
+    torch.manual_seed(3)
+    first = tokens_of(lm, seed=None)
+    torch.manual_seed(3)
+    assert tokens_of(lm, seed=None) == first != tokens_of(lm, seed=None)
 
 
 def test_a_batch_state_is_refused(lm: TextSSMN) -> None:

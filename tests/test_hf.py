@@ -29,6 +29,7 @@ from transformers import (
     pipeline,
 )
 
+import foreign
 from ssmn.config import LONG_TERM, ConfigError, Plasticity, TextSSMNConfig
 from ssmn.errors import FileError, MissingExtraError, ShapeError, StateError
 from ssmn.generation import generate
@@ -471,6 +472,18 @@ def test_the_tokenizer_encodes_and_decodes_the_same(kind: str, tmp_path: Path) -
     assert len(tokenizer) == ours.vocab_size
     batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
     assert batch["attention_mask"][0, 0] == 0 and batch["attention_mask"][:, -1].all()
+
+
+@pytest.mark.parametrize("kind", foreign.KINDS)
+def test_foreign_tokenizers_read_a_stream_there_as_they_do_here(kind: str, tmp_path: Path) -> None:
+    ours = Tokenizer(foreign.KINDS[kind]())
+    ours.save(tmp_path / "tokenizer.json")
+    tokenizer_from_file(tmp_path).save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    for text in ("The memory recalls né 日本, and it's now.", " two  spaces"):
+        tokens = ours.encode(text).tolist()
+        assert tokenizer(text)["input_ids"] == tokens
+        assert tokenizer.decode(tokens, skip_special_tokens=True).strip() == ours.decode(tokens).strip()
 
 
 def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import ssmn
 PACKAGE = Path(ssmn.__file__).parent
 
 ORDER = [
-    "errors", "config", "files", "state", "native", "ops", "relatives", "layers", "models", "stream", "engine",
+    "errors", "config", "files", "state", "native", "ops", "relatives", "layers", "models", "engine", "stream",
     "training", "generation", "streaming", "probes", "plots", "bench", "demo", "interfaces", "cli", "__main__",
 ]  # fmt: skip
 """A module imports only from those before it, and from its own folder."""

@@ -15,47 +15,40 @@ from ssmn.ops import native as kernels
 
 pytestmark = pytest.mark.skipif(not native.status().available, reason=native.status().reason)
 
-GO_ON, FRESH = -1, -2
 B, H, K, V = 2, 3, 12, 20
 LENGTHS = (0, 1, 5, native.CHUNK - 1, native.CHUNK, native.CHUNK + 1, 2 * native.CHUNK + 37)
 
 
-def naive_memory(inputs, tables):
+def naive_memory(inputs, reset=None, cu_seqlens=None):
     """S_t = a_t (S_{t−1} − e_t k_t k_tᵀ S_{t−1}) + w_t k_t v_tᵀ; o_t = S_tᵀ q_t."""
     q, k, v, write, erase, log_keep, initial_state = inputs
-    begin, end = tables
-    rows, steps, heads, _ = k.shape
-    finals = list(initial_state)
-    outputs, boundaries = [], []
-    for b in range(rows):
-        state = initial_state.new_zeros(heads, k.shape[3], v.shape[3])
-        for t in range(steps):
-            if t % native.CHUNK == 0:
-                boundaries.append(state)
-            source = int(begin[b, t])
-            if source != GO_ON:
-                state = initial_state[source] if source >= 0 else torch.zeros_like(state)
-            key = k[b, t]
+    steps = k.shape[1]
+    bounds = [0, steps] if cu_seqlens is None else cu_seqlens.tolist()
+    outputs, finals = [], []
+    for n, state in enumerate(initial_state):
+        row, first, last = (n, 0, steps) if cu_seqlens is None else (0, *bounds[n : n + 2])
+        for t in range(first, last):
+            if reset is not None and reset[row, t]:
+                state = torch.zeros_like(state)
+            key = k[row, t]
             if erase is not None:
                 recalled = torch.einsum("hk,hkv->hv", key, state)
-                state = state - torch.einsum("h,hk,hv->hkv", erase[b, t], key, recalled)
-            state = log_keep[b, t].exp()[:, None, None] * state
-            state = state + torch.einsum("h,hk,hv->hkv", write[b, t], key, v[b, t])
-            outputs.append(torch.einsum("hk,hkv->hv", q[b, t], state))
-            if int(end[b, t]) >= 0:
-                finals[int(end[b, t])] = state
-    chunks = -(-steps // native.CHUNK)
+                state = state - torch.einsum("h,hk,hv->hkv", erase[row, t], key, recalled)
+            state = log_keep[row, t].exp()[:, None, None] * state
+            state = state + torch.einsum("h,hk,hv->hkv", write[row, t], key, v[row, t])
+            outputs.append(torch.einsum("hk,hkv->hv", q[row, t], state))
+        finals.append(state)
     o = torch.stack(outputs).reshape(v.shape) if outputs else v
-    states = torch.stack(boundaries) if boundaries else initial_state.new_zeros(0, *initial_state.shape[1:])
-    return o, states.reshape(rows, chunks, *initial_state.shape[1:]), torch.stack(finals) if finals else initial_state
+    return o, torch.stack(finals) if finals else initial_state
 
 
-def native_memory(inputs, tables):
+def native_memory(inputs, reset=None, cu_seqlens=None):
+    """Written by one call, read by another."""
     q, k, v, write, erase, log_keep, initial_state = inputs
-    begin, end = tables
-    u, chunk_states, final_state = kernels.write(k, v, write, erase, log_keep, begin, end, initial_state)
-    o = kernels.read(q, k, u, log_keep, begin, initial_state, chunk_states)
-    return o, chunk_states, final_state
+    rule = "hebbian" if erase is None else "erase"
+    streams = (None, reset, cu_seqlens, initial_state)
+    keys, u, final_state = kernels.write(k, v, write, log_keep, erase, rule, *streams)
+    return kernels.read(q, keys, u, log_keep, *streams), final_state
 
 
 def attention_inputs(
@@ -105,24 +98,6 @@ def memory_inputs(steps: int, streams: int, *, erases: bool, seed: int = 0, rows
     ]
 
 
-def plain_tables(rows: int, steps: int) -> tuple[Tensor, Tensor]:
-    begin = torch.full((rows, steps), GO_ON, dtype=torch.int32)
-    end = begin.clone()
-    if steps:
-        begin[:, 0] = end[:, -1] = torch.arange(rows, dtype=torch.int32)
-    return begin, end
-
-
-def packed_tables(lengths: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    begin = torch.full((1, sum(lengths)), GO_ON, dtype=torch.int32)
-    end, first = begin.clone(), 0
-    for n, length in enumerate(lengths):
-        if length:
-            begin[0, first], end[0, first + length - 1] = n, n
-        first += length
-    return begin, end
-
-
 def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
     assert actual.dtype == torch.float32
     assert actual.shape == expected.shape
@@ -152,48 +127,41 @@ def compare(fast, slow, inputs) -> None:
         close(one, other)
 
 
-def compare_memory(inputs, tables) -> None:
-    compare(lambda x: native_memory(x, tables), lambda x: naive_memory(x, tables), inputs)
+def compare_memory(inputs, **streams) -> None:
+    compare(lambda x: native_memory(x, **streams), lambda x: naive_memory(x, **streams), inputs)
 
 
 @pytest.mark.parametrize("erases", [True, False], ids=["erase", "no-erase"])
 @pytest.mark.parametrize("steps", LENGTHS)
 def test_memory_and_gradients(steps, erases):
-    compare_memory(memory_inputs(steps, B, erases=erases), plain_tables(B, steps))
+    compare_memory(memory_inputs(steps, B, erases=erases))
 
 
 @pytest.mark.parametrize("erases", [True, False], ids=["erase", "no-erase"])
 def test_packing_with_initial_states(erases):
     C = native.CHUNK
     lengths = (0, 1, C - 1, 7, C + 1, 0, C, 30, 0)
+    bounds = torch.tensor((0, *lengths)).cumsum(0)
     inputs = memory_inputs(sum(lengths), len(lengths), erases=erases, rows=1)
-    compare_memory(inputs, packed_tables(lengths))
+    reset = torch.arange(sum(lengths))[None] % 50 == 20
+    compare_memory(inputs, cu_seqlens=bounds, reset=reset)
 
 
-def test_resets_and_early_ends_inside_a_chunk():
+def test_resets_inside_a_chunk():
     steps = native.CHUNK + 30
-    begin, end = plain_tables(B, steps)
-    begin[0, 5] = begin[0, 6] = begin[1, 40] = begin[1, native.CHUNK] = FRESH
-    begin[1, 70] = 3
-    end[1, 20], end[1, 69], end[1, -1] = 2, 1, 4  # stream 2 is also read in passing: its row goes on
-    compare_memory(memory_inputs(steps, 5, erases=True), (begin, end))
+    reset = torch.zeros(B, steps, dtype=torch.bool)
+    reset[0, 5] = reset[0, 6] = reset[1, 0] = reset[1, 40] = reset[1, native.CHUNK] = True
+    compare_memory(memory_inputs(steps, B, erases=True), reset=reset)
 
 
-def test_rows_without_a_beginning_start_from_zeros():
-    begin, end = plain_tables(B, 70)
-    begin[0, 0] = GO_ON
-    compare_memory(memory_inputs(70, B, erases=True), (begin, end))
+def test_no_rows():
+    compare_memory(memory_inputs(9, 0, erases=True, rows=0))
 
 
-def test_no_streams_and_no_rows():
-    compare_memory(memory_inputs(9, 0, erases=True), (torch.full((B, 9), GO_ON, dtype=torch.int32),) * 2)
-    compare_memory(memory_inputs(9, 0, erases=True, rows=0), plain_tables(0, 9))
-
-
-def test_a_closed_step_changes_nothing_and_a_stream_of_them_is_bit_identical():
+def test_a_stream_of_closed_steps_is_bit_identical():
     q, k, v, *gates, initial = (x.float() for x in memory_inputs(150, B, erases=True))
     closed = [torch.zeros_like(x) for x in gates]
-    o, _, final = native_memory([q, k, v, *closed, initial], plain_tables(B, 150))
+    o, final = native_memory([q, k, v, *closed, initial])
     assert torch.equal(final, initial)
     close(o, torch.einsum("bthk,bhkv->bthv", q.double(), initial.double()))
 
@@ -204,10 +172,7 @@ def test_constant_keys_stay_accurate(steps):
     k = k[:, :1].expand(-1, steps, -1, -1)
     strong = torch.full_like(write, 0.95)
     inputs = [q, k, v, strong, strong, torch.zeros_like(log_keep), initial]
-    tables = plain_tables(B, steps)
-    expected = naive_memory(inputs, tables)
-    actual = native_memory([x.float() for x in inputs], tables)
-    for one, other in zip(actual, expected, strict=True):
+    for one, other in zip(native_memory([x.float() for x in inputs]), naive_memory(inputs), strict=True):
         close(one, other, 1e-4)
 
 
@@ -215,7 +180,7 @@ def test_strong_decay_neither_overflows_nor_loses_the_near_steps():
     q, k, v, write, erase, log_keep, initial = memory_inputs(100, B, erases=True)
     log_keep[:, 10:40] = -500.0
     log_keep[:, 40:] = -1e-3
-    compare_memory([q, k, v, write, erase, log_keep, initial], plain_tables(B, 100))
+    compare_memory([q, k, v, write, erase, log_keep, initial])
 
 
 @pytest.mark.parametrize("sinks", [True, False], ids=["sinks", "no-sinks"])
@@ -398,8 +363,9 @@ def test_closed_steps_of_the_fused_memory_leave_the_state_and_take_no_gradient()
 def test_the_fused_memory_keeps_one_state_per_window() -> None:
     x = fused_inputs("delta", 2 * native.MEMORY_WINDOW + 1, 1, 2, 5, 7)
     arguments = (x["q"], x["k"], x["v"], x["eta"], x["log_decay"], None, None, None, None, None, 1, False)
-    o, states, final = torch.ops.ssmn.memory(*arguments)
+    o, u, states, final = torch.ops.ssmn.memory(*arguments)
     assert o.shape == x["v"].shape
+    assert u.numel() == 0
     assert states.shape == (1, 2, 2, 5, 7)
     assert final.numel() == 0
     _, wanted = ssmn.ops.synaptic_memory(
@@ -421,11 +387,43 @@ def test_opcheck_fused_memory(rule: UpdateRule) -> None:
         *(x["q"], x["k"], x["v"], x["eta"], x["log_decay"], x.get("erase")),
         *(mask, reset, None, x["initial_state"], number, True),
     )
-    torch.library.opcheck(torch.ops.ssmn.memory.default, arguments)
-    o, states, final = torch.ops.ssmn.memory(*arguments)
-    inputs = [y.detach() if isinstance(y, Tensor) else y for y in arguments[:11]]
-    for d_final in (final.detach(), None):
-        torch.library.opcheck(torch.ops.ssmn.memory_backward.default, (*inputs, states.detach(), o.detach(), d_final))
+    # Whole, and its two halves.
+    writes = (None, *arguments[1:])
+    values = torch.ops.ssmn.memory(*writes)[1].detach().requires_grad_()
+    reads = (x["q"], x["k"], values, None, x["log_decay"], None, *arguments[6:10], RULES.index("hebbian"), False)
+    for given in (arguments, writes, reads):
+        torch.library.opcheck(torch.ops.ssmn.memory.default, given)
+        o, u, states, final = (y.detach() for y in torch.ops.ssmn.memory(*given))
+        inputs = [y.detach() if isinstance(y, Tensor) else y for y in given[:11]]
+        on = (None, u) if given[0] is None else (o, None)
+        for d_final in (final if given[11] else None, None):
+            torch.library.opcheck(torch.ops.ssmn.memory_backward.default, (*inputs, states, *on, d_final))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_written_and_read_apart_in_bfloat16_against_float64(rule: UpdateRule) -> None:
+    steps, rows, heads, K, V = native.MEMORY_WINDOW + 90, 2, 3, 20, 65
+    inputs = fused_inputs(rule, steps, rows, heads, K, V)
+    mask = torch.rand(rows, steps, heads, generator=torch.Generator().manual_seed(7)) < 0.7
+    narrow = {name: x.bfloat16() if name in "qkv" else x for name, x in inputs.items()}
+
+    def results(inputs: dict[str, Tensor], backend: Backend) -> dict[str, Tensor]:
+        """What is read twice, and all gradients."""
+        leaves = {name: x.detach().requires_grad_() for name, x in inputs.items()}
+        given = {name: x for name, x in leaves.items() if name != "q"}
+        trace, final = ssmn.ops.memory_write(**given, rule=rule, mask=mask, backend=backend)
+        first = ssmn.ops.memory_read(leaves["q"], trace)
+        second = ssmn.ops.memory_read(leaves["k"], trace)
+        rng = torch.Generator().manual_seed(6)
+        cotangents = [torch.randn(x.shape, generator=rng).bfloat16().to(x.dtype) for x in (first, second, final)]
+        gradients = torch.autograd.grad([first, second, final], list(leaves.values()), cotangents)
+        found = {"first": first, "second": second, "S": final}
+        return found | {f"d_{name}": x for name, x in zip(leaves, gradients, strict=True)}
+
+    got = results(narrow, "native")
+    for name, exact in results({name: x.double() for name, x in narrow.items()}, "chunked").items():
+        difference = (got[name].double() - exact).detach().abs().max()
+        assert difference <= 2e-2 * max(1.0, float(exact.detach().abs().max())), name
 
 
 def strided(tensor: Tensor) -> Tensor:
@@ -438,14 +436,11 @@ def strided(tensor: Tensor) -> Tensor:
 
 def test_strided_and_half_precision_inputs():
     inputs = [x.float() for x in memory_inputs(77, B, erases=True)]
-    tables = plain_tables(B, 77)
-    plain = native_memory(inputs, tables)
-    apart = native_memory([strided(x) for x in inputs], tables)
+    plain = native_memory(inputs)
+    apart = native_memory([strided(x) for x in inputs])
     assert all(map(torch.equal, plain, apart))
-    for dtype in (torch.bfloat16, torch.float16):
-        rounded = [x.to(dtype) for x in inputs]
-        expected = native_memory([x.float() for x in rounded], tables)
-        assert all(map(torch.equal, native_memory(rounded, tables), expected))
+    rounded = [x.half() for x in inputs]
+    assert all(map(torch.equal, native_memory(rounded), native_memory([x.float() for x in rounded])))
     inputs, ring = attention_inputs(50, B, heads=(6, 3), width=8, window=20)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         rounded = [*[x.to(dtype) for x in inputs[:3]], *[x.float() for x in inputs[3:]]]
@@ -457,7 +452,7 @@ def test_strided_and_half_precision_inputs():
 def test_results_depend_neither_on_the_run_nor_on_the_threads():
     def results():
         inputs = as_leaves(memory_inputs(150, B, erases=True), torch.float32)
-        o, _, final = native_memory(inputs, plain_tables(B, 150))
+        o, final = native_memory(inputs)
         attention, ring = attention_inputs(700, B, heads=(4, 2), width=16, window=300)
         attention = as_leaves(attention, torch.float32)
         attended, keys, _ = attend(attention, **ring, window_size=300, rope_theta=1e4)
@@ -473,26 +468,6 @@ def test_results_depend_neither_on_the_run_nor_on_the_threads():
             assert all(map(torch.equal, first, results()))
     finally:
         torch.set_num_threads(threads)
-
-
-@pytest.mark.parametrize("erases", [True, False], ids=["erase", "no-erase"])
-@pytest.mark.parametrize("steps", [0, 70])
-def test_opcheck_memory(steps, erases):
-    q, *rest = as_leaves(memory_inputs(steps, B, erases=erases), torch.float32)
-    k, v, write, erase, log_keep, initial = rest
-    begin, end = plain_tables(B, steps)
-    arguments = (k, v, write, erase, log_keep, begin, end, initial)
-    torch.library.opcheck(torch.ops.ssmn.memory_write.default, arguments)
-    u, chunk_states, final = (x.detach().requires_grad_() for x in torch.ops.ssmn.memory_write(*arguments))
-    arguments = (q, k, u, log_keep, begin, initial, chunk_states)
-    torch.library.opcheck(torch.ops.ssmn.memory_read.default, arguments)
-    detached = [
-        None if x is None else x.detach() for x in (k, v, write, erase, log_keep, begin, end, initial, u, chunk_states)
-    ]
-    for cotangents in ((u, chunk_states, final), (u, None, None)):
-        cotangents = [None if x is None else x.detach() for x in cotangents]
-        torch.library.opcheck(torch.ops.ssmn.memory_write_backward.default, (*detached, *cotangents))
-    torch.library.opcheck(torch.ops.ssmn.memory_read_backward.default, tuple(x.detach() for x in (*arguments, u)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

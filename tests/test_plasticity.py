@@ -11,9 +11,10 @@ from torch import Tensor
 
 import ssmn
 from laws import ModelSubject, assert_close, assert_identical, randomised
-from ssmn.config import Plasticity, SSMNConfig, UpdateRule, default_decay_lambda
+from ssmn.config import Plasticity, SSMNConfig, TextSSMNConfig, UpdateRule, default_decay_lambda
+from ssmn.errors import ConfigError, RangeError
 from ssmn.layers import DecayGate, SynapticMemory
-from ssmn.models import SSMN
+from ssmn.models import SSMN, TextSSMN
 from ssmn.state import PlasticState, StreamState
 
 B, T, D, H = 2, 70, 12, 3
@@ -294,3 +295,37 @@ def test_no_decay_at_all() -> None:
     assert log_decay[..., 1].lt(0).all()
     log_decay.sum().backward()
     assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in gate.parameters())
+
+
+def test_fewer_rounds_of_chat_are_the_first_ones() -> None:
+    config = TextSSMNConfig(
+        vocab_size=20, hidden_dim=12, num_layers=3, num_heads=2, window_size=5, chat_rounds=2, memory_heads=3
+    )
+    model = TextSSMN(config)
+    for block in model.blocks:
+        if block.plastic:
+            torch.nn.init.normal_(block.mixer.chat.mix.weight)
+    tokens = torch.randint(20, (2, 9))
+    whole, state = model(tokens)
+    outputs = []
+    for rounds in range(3):
+        fewer = model.with_chat_rounds(rounds)
+        assert fewer.config.chat_rounds == rounds
+        output, after = model(tokens, plasticity=Plasticity(chat_rounds=rounds))
+        torch.testing.assert_close(output, fewer(tokens)[0], rtol=0, atol=1e-5)
+        # Chat reads and never writes.
+        torch.testing.assert_close(after.layers[1].memory, state.layers[1].memory, rtol=0, atol=0)
+        outputs.append(output)
+    torch.testing.assert_close(outputs[2], whole, rtol=0, atol=0)
+    assert not torch.allclose(outputs[0], outputs[1])
+
+
+def test_more_rounds_than_the_model_has_are_refused() -> None:
+    model = TextSSMN(TextSSMNConfig(vocab_size=20, hidden_dim=12, num_layers=3, num_heads=2, window_size=5))
+    with pytest.raises(RangeError, match=r"chat_rounds=1; wanted at most the 0 that the model was built with"):
+        model(torch.zeros(1, 2, dtype=torch.int64), plasticity=Plasticity(chat_rounds=1))
+    with pytest.raises(ConfigError, match="rounds=1; wanted 0 to the model's 0"):
+        model.with_chat_rounds(1)
+    for wrong in (-1, True, 1.0):
+        with pytest.raises(RangeError, match=r"chat_rounds=.*; wanted a whole number of at least 0"):
+            Plasticity(chat_rounds=wrong)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from fakes import FakeConfig, FakeModel, random_state
-from ssmn.errors import RangeError, StateError
+from ssmn import native
+from ssmn.config import Plasticity
+from ssmn.errors import ConfigError, DtypeError, RangeError, SSMNError, StateError
 from ssmn.state import StreamState
 from ssmn.stream import Stream
+from tiny import row_model, text_model
 
 
 @pytest.fixture
@@ -138,3 +142,68 @@ def test_files_and_assignment(model: FakeModel, x: torch.Tensor, tmp_path: Path)
 def test_a_state_of_another_model_is_refused(model: FakeModel) -> None:
     with pytest.raises(StateError, match=r"Stream: layers.0.keys has shape .* in the given state but .* this stream's"):
         Stream(model, random_state(FakeModel(FakeConfig(window=2))))
+
+
+@pytest.mark.skipif(not native.status().available, reason="no native library")
+class TestEngine:
+    """The engine under a stream: what torch does, in the same words."""
+
+    @pytest.mark.parametrize("make", [text_model, row_model])
+    def test_it_does_what_torch_does(self, make: Any) -> None:
+        torch.manual_seed(1)
+        model = make()
+        x = torch.randint(256, (3, 20)) if make is text_model else torch.randn(3, 20, 2)
+        settings = Plasticity(eta_scale=[0.5, 1.0, 2.0])
+        elapsed = torch.rand(3, 6) + 0.5
+        found = []
+        for backend in ("torch", "engine"):
+            stream = Stream(model, batch_size=3, backend=backend)
+            y = [stream.push(x[:, :7]), stream.step(x[:, 7]).unsqueeze(1)]
+            y += [stream.push(x[:, 8:12], plasticity=settings), stream.push(x[:, 12:12])]
+            y.append(stream.push(x[:, 12:18], elapsed=elapsed))
+            mark = stream.checkpoint()
+            stream.push(x[:, 18:])
+            stream.rollback(mark)
+            left, right = stream.fork(2)
+            left.reset_memory()
+            y += [left.step(x[:, 18]).unsqueeze(1), right.push(x[:, 18:], plasticity=settings)]
+            assert right.backend == backend
+            assert stream.position.tolist() == [18] * 3
+            assert left.position.tolist() == [19] * 3
+            found.append((torch.cat(y, 1), right.state))
+        (y, state), (y_engine, state_engine) = found
+        torch.testing.assert_close(y_engine, y, rtol=0, atol=1e-4)
+        assert max(entry.relative for entry in state_engine.diff(state)) <= 1e-4
+
+    def test_files_and_batches_change_hands(self, tmp_path: Path) -> None:
+        model = text_model()
+        stream = Stream(model, batch_size=2, backend="engine")
+        stream.push(torch.randint(256, (2, 9)))
+        stream.save(tmp_path / "two.safetensors")
+        other = Stream(model)
+        other.load(tmp_path / "two.safetensors")
+        assert other.state.diff(stream.state).identical
+        stream.state = stream.state.select([1])
+        assert stream.step(torch.tensor([5])).shape == (1, 256)
+        assert stream.position.tolist() == [10]
+
+    def test_a_failing_push_leaves_the_state(self) -> None:
+        stream = Stream(row_model(), backend="engine")
+        stream.push(torch.randn(1, 4, 2))
+        kept = stream.state
+        for wrong in (torch.full((1, 3, 2), torch.nan), torch.zeros(2, 3, 2), torch.zeros(1, 3, 2).double()):
+            with pytest.raises(SSMNError):
+                stream.push(wrong)
+        with pytest.raises(DtypeError, match="x is list; wanted a tensor"):
+            stream.push([1])  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="mask"):
+            stream.push(torch.zeros(1, 3, 2), mask=torch.ones(1, 3))
+        assert stream.state.diff(kept).identical
+
+    def test_what_it_cannot_do_is_refused(self) -> None:
+        with pytest.raises(ConfigError, match="the engine records no gradients; wanted grad=False"):
+            Stream(row_model(), backend="engine", grad=True)
+        with pytest.raises(RangeError, match="backend='gpu'; wanted torch or engine"):
+            Stream(row_model(), backend="gpu")  # type: ignore[arg-type]
+        with pytest.raises(DtypeError, match="float64"):
+            Stream(row_model().double(), backend="engine")

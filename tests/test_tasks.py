@@ -16,6 +16,7 @@ SMALL: dict[str, dict[str, object]] = {
     "copy": {"length": 5},
     "mqar": {"pairs": 6},
     "mqar-rebound": {"pairs": 6, "rebinds": 3},
+    "mqar-spread": {"pairs": 6, "length": 40, "vocab_size": 200},
     "multi-hop": {"chains": 4, "hops": 3},
     "distance": {"pairs": 3, "distance": 40},
     "drift": {"dim": 3, "length": 90, "switch_after": 20},
@@ -35,7 +36,11 @@ def rows(batch: Batch) -> list[tuple[list[int], list[tuple[int, int]]]]:
     ]
 
 
-@pytest.mark.parametrize("name", TASKS)
+def test_every_task_is_tried() -> None:
+    assert {*SMALL, "text-recall"} == TASKS.keys()  # text-recall needs a text: tests/test_filler.py
+
+
+@pytest.mark.parametrize("name", SMALL)
 def test_a_batch_is_a_function_of_seed_step_and_split(name: str) -> None:
     task = make(name)
     first = task.batch(3, batch_size=2, seed=7)
@@ -56,7 +61,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and bool((one == other).all())
 
 
-@pytest.mark.parametrize("name", [name for name in TASKS if name != "drift"])
+@pytest.mark.parametrize("name", [name for name in SMALL if name != "drift"])
 def test_tokens_fit_the_model(name: str) -> None:
     batch = make(name, vocab_size=200).batch(0, batch_size=3)
     assert batch.inputs.shape == batch.targets.shape
@@ -80,6 +85,33 @@ def test_the_newest_value_of_a_key_is_asked(name: str, facts: int) -> None:
         assert [position for position, _ in asked] == list(range(2 * facts, 2 * facts + 6))
         assert all(pairs[tokens[position]] == answer for position, answer in asked)
         assert not set(pairs) & set(pairs.values())
+
+
+def test_spread_recall_is_zoologys() -> None:
+    task = make("mqar-spread")
+    for tokens, asked in rows(task.batch(0, batch_size=3, split="test")):
+        assert len(tokens) == 40
+        pairs = dict(zip(tokens[:12:2], tokens[1:12:2], strict=True))
+        assert len(set(pairs)) == len(set(pairs.values())) == len(asked) == 6
+        assert all(1 <= key < 100 <= value < 200 for key, value in pairs.items())
+        assert all(position >= 12 and position % 2 == 0 for position, _ in asked)
+        assert sorted(tokens[position] for position, _ in asked) == sorted(pairs)
+        assert all(pairs[tokens[position]] == answer for position, answer in asked)
+        assert tokens.count(0) == 40 - 3 * 6
+    noisy = make("mqar-spread", noise=True).batch(0, batch_size=3, split="test")
+    assert int(noisy.inputs.min()) > 0
+    batches = [task.batch(step, batch_size=1).mask for step in range(12)]
+    assert {int(mask.sum()) for mask in batches if mask is not None} == {4, 6}
+
+
+def test_spread_questions_come_soon_by_a_power_law() -> None:
+    near, far = (make("mqar-spread", pairs=4, length=200, vocab_size=300, power=power) for power in (0.01, 1.0))
+    means = []
+    for task in (near, far):
+        mask = task.batch(0, batch_size=64, split="test").mask
+        assert mask is not None
+        means.append(float(mask.nonzero()[:, 1].float().mean()))
+    assert means[0] < 8 + 0.25 * 192 < 8 + 0.45 * 192 < means[1]
 
 
 def test_multi_hop_answers_are_that_many_facts_away() -> None:
@@ -138,6 +170,10 @@ def test_bad_settings_are_refused() -> None:
         make("mqar", pairs=600)
     with pytest.raises(ConfigError, match="length=1025; wanted at most 1024"):
         make("copy", length=1025)
+    with pytest.raises(ConfigError, match="pairs=11; wanted at most a quarter of length=40"):
+        make("mqar-spread", pairs=11)
+    with pytest.raises(ConfigError, match="vocab_size=40; wanted more than length=40"):
+        make("mqar-spread", vocab_size=40)
     with pytest.raises(ConfigError, match="chains=400; wanted chains"):
         make("multi-hop", chains=400)
     with pytest.raises(ConfigError, match="filler='sand'; wanted one of noise, pairs, mixed"):

@@ -1,16 +1,22 @@
-"""The tokenizer is lossless, encodes line by line as it does at once, and says what is wrong."""
+"""Tokenizers are lossless or say what they lose, encode line by line as they do at once, and say what is wrong."""
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import foreign
 from ssmn.errors import DtypeError, FileError, RangeError
+from ssmn.stream import Stream
+from ssmn.streaming import line_surprise
 from ssmn.training import Tokenizer
+from tiny import text_model
 
 SAMPLE = "To be, or not to be:\n\tthat is  the question \r\n\n\n  Whether 'tis nobler — né 42 日本語 🙂\n" * 40
 BYTES = Tokenizer.for_bytes()
@@ -90,7 +96,118 @@ def test_bad_input_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_text("{}")
     with pytest.raises(FileError, match=r"not a tokenizer\.json"):
         Tokenizer.load(tmp_path / "broken.json")
-    foreign = '{"model": {"type": "WordLevel", "vocab": {"hello world": 0}, "unk_token": "hello world"}}'
-    (tmp_path / "words.json").write_text(foreign)
-    with pytest.raises(FileError, match="token 0 is 'hello world', which is not made of byte symbols"):
-        Tokenizer.load(tmp_path / "words.json")
+    (tmp_path / "empty.json").write_text('{"model": {"type": "BPE", "vocab": {}, "merges": []}}')
+    with pytest.raises(FileError, match="the vocabulary is empty; train the tokenizer first"):
+        Tokenizer.load(tmp_path / "empty.json")
+
+
+FOREIGN = "The memory recalls né 日本, and </s> it's now."
+every_kind = pytest.mark.parametrize("kind", foreign.KINDS)
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]:
+    """Every kind, through a file."""
+    found = {}
+    for kind, make in foreign.KINDS.items():
+        path = tmp_path_factory.mktemp("foreign") / f"{kind}.json"
+        make().save(str(path))
+        found[kind] = Tokenizer.load(path)
+    return found
+
+
+@every_kind
+def test_foreign_tokenizers_decode_as_their_own_library_does(kind: str, loaded: dict[str, Tokenizer]) -> None:
+    tokenizer, theirs = loaded[kind], foreign.KINDS[kind]()
+    theirs.no_padding()
+    theirs.no_truncation()
+    plain = FOREIGN.replace("</s>", "<b>")
+    wanted = theirs.decode(theirs.encode(plain, add_special_tokens=False).ids)
+    tokens = tokenizer.encode(plain)
+    assert tokenizer.decode(tokens).strip() == wanted.strip()
+    assert tokenizer.byte_lengths[tokens].sum() == len(tokenizer.decode_bytes(tokens))
+    assert tokenizer.decode([]) == ""
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "metaspace-bpe"])
+@given(text=text)
+@settings(max_examples=40, deadline=None)
+def test_foreign_tokenizers_that_know_every_byte_are_lossless(
+    kind: str, loaded: dict[str, Tokenizer], text: str
+) -> None:
+    tokenizer = loaded[kind]
+    tokens = tokenizer.encode(text)
+    assert tokenizer.decode(tokens) == text
+    assert tokenizer.byte_lengths[tokens].sum() == len(text.encode())
+    decoder = tokenizer.stream_decoder()
+    pieces = [decoder.push(int(token)) for token in tokens]
+    assert not decoder.pending
+    assert "".join(pieces) == text
+    assert "\ufffd" in text or not any("\ufffd" in piece for piece in pieces)
+
+
+@every_kind
+def test_pieces_of_a_text_get_no_space_and_no_tokens_of_their_own(kind: str, loaded: dict[str, Tokenizer]) -> None:
+    tokenizer = loaded[kind]
+    if kind in ("byte-level", "metaspace-bpe", "unigram"):
+        both = np.concatenate([tokenizer.encode("The mem"), tokenizer.encode("ory now")])
+        assert tokenizer.decode(both) == "The memory now"
+    assert len(tokenizer.encode("")) == 0
+    unknown = {"<unk>", "[UNK]"}
+    special = {number for name, number in tokenizer.special_tokens.items() if name not in unknown}
+    assert not special & set(tokenizer.encode(FOREIGN).tolist())
+
+
+def test_special_tokens_are_text_unless_asked_for(loaded: dict[str, Tokenizer]) -> None:
+    tokenizer = loaded["metaspace-bpe"]
+    end = tokenizer.special_tokens["</s>"]
+    assert end not in tokenizer.encode("now.</s>")
+    assert tokenizer.encode("now.</s>", special=True)[-1] == end
+    assert end not in tokenizer.encode("now.</s>")
+    assert tokenizer.byte_lengths[end] == 0
+    assert tokenizer.decode([end]) == ""
+
+
+def test_added_tokens_that_are_not_special_stand_for_their_text(loaded: dict[str, Tokenizer]) -> None:
+    tokenizer = loaded["byte-level"]
+    tokens = tokenizer.encode("a<tab é>b")
+    assert len(tokens) == 3
+    assert tokenizer.byte_lengths[tokens[1]] == len("<tab é>".encode())
+    assert tokenizer.decode(tokens) == "a<tab é>b"
+
+
+def test_unknown_tokens_flatter_nobody(loaded: dict[str, Tokenizer]) -> None:
+    tokenizer = loaded["wordpiece"]
+    tokens = tokenizer.encode("The Ж memory")
+    assert tokenizer.special_tokens["[UNK]"] in tokens
+    assert tokenizer.decode(tokens) == "the memory"
+    plain = Tokenizer(tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "?": 1}, unk_token="?")))
+    assert plain.byte_lengths.tolist() == [2, 0]
+
+
+def test_a_vocabulary_with_no_way_out_says_so() -> None:
+    pieces = Tokenizer(tokenizers.Tokenizer(tokenizers.models.Unigram([("a", -1.0), ("b", -2.0)])))
+    assert pieces.decode(pieces.encode("ab")) == "a b"
+    with pytest.raises(FileError, match=r"the Unigram tokenizer refuses the text .*wanted a vocabulary with byte f"):
+        pieces.encode("x")
+
+
+@every_kind
+def test_foreign_tokenizers_stay_the_same_through_files(
+    kind: str, loaded: dict[str, Tokenizer], tmp_path: Path
+) -> None:
+    loaded[kind].save(tmp_path / "tokenizer.json")
+    again = Tokenizer.load(tmp_path / "tokenizer.json")
+    assert again.to_json() == loaded[kind].to_json()
+    np.testing.assert_array_equal(again.encode(FOREIGN), loaded[kind].encode(FOREIGN))
+    np.testing.assert_array_equal(again.byte_lengths, loaded[kind].byte_lengths)
+
+
+@every_kind
+def test_a_stream_of_lines_is_scored_with_every_kind(kind: str, loaded: dict[str, Tokenizer]) -> None:
+    tokenizer = loaded[kind]
+    stream = Stream(text_model(vocab_size=tokenizer.vocab_size))
+    source = io.BytesIO(b"The memory\n\nrecalls it")
+    lines = list(line_surprise(stream, tokenizer, source))
+    assert [line.bytes for line in lines] == [11, 1, 10]
+    assert lines[0].bits > 0 and lines[2].bits > 0

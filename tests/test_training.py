@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import itertools
 import json
 import math
 import signal
@@ -298,6 +299,25 @@ def test_a_run_leaves_a_whole_folder(book: Path, tmp_path: Path) -> None:
     assert score.bits_per_byte == pytest.approx(lines[-1]["held_out_bits_per_byte"], rel=1e-5)
 
 
+@pytest.mark.parametrize("carried", [1, 3])
+def test_stretches_are_shuffled_and_cover_the_corpus(carried: int) -> None:
+    corpus = Corpus(np.arange(125), (), ())
+    batches = StreamBatches(corpus, batch_size=2, piece_length=5, seed=3, carried_pieces=carried)
+    assert batches.pieces == 12
+    begins = []
+    for passed in (0, 12):
+        pieces = [batches.batch(passed + step) for step in range(12)]
+        assert [batch.fresh for batch in pieces] == [step % carried == 0 for step in range(12)]
+        for before, after in itertools.pairwise(pieces):
+            if not after.fresh:
+                torch.testing.assert_close(after.inputs, before.inputs + 5)
+        begins.append([row[0] for batch in pieces for row in batch.inputs.tolist()])
+        assert sorted(begins[-1]) == list(range(0, 120, 5))
+    assert begins[0] != begins[1]
+    with pytest.raises(TrainingError, match=r"piece_length \* train\.carried_pieces \+ 1 = 181: lower"):
+        StreamBatches(corpus, batch_size=2, piece_length=30, carried_pieces=3)
+
+
 def test_evaluates_on_a_folder_of_its_own(tmp_path: Path) -> None:
     for name in ("a", "b", "c", "d"):
         (tmp_path / "text" / name).mkdir(parents=True)
@@ -318,11 +338,12 @@ def test_evaluates_on_a_folder_of_its_own(tmp_path: Path) -> None:
     assert whole.sample(64).steps.tolist() == [62 * i + j for i in range(16) for j in range(4)]
 
 
-@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
-def test_resuming_continues_bit_for_bit(book: Path, tmp_path: Path, compute_dtype: str) -> None:
-    config = text_settings(book, train={"compute_dtype": compute_dtype})
+@pytest.mark.parametrize(("compute_dtype", "optimizer"), [("float32", "adamw"), ("bfloat16", "muon")])
+def test_resuming_continues_bit_for_bit(book: Path, tmp_path: Path, compute_dtype: str, optimizer: str) -> None:
+    config = text_settings(book, train={"compute_dtype": compute_dtype, "optimizer": optimizer})
     whole = train(config, tmp_path / "whole")
-    stopped = train(config, tmp_path / "halves", on_step=InterruptAt(10))
+    stop = InterruptAt(10) if optimizer == "adamw" else lambda progress: progress.step == 10
+    stopped = train(config, tmp_path / "halves", on_step=stop)
     assert (stopped.interrupted, stopped.step) == (True, 10)
     resumed = train(config, tmp_path / "halves", resume=True)
     assert_identical(weights(whole), weights(resumed))
@@ -462,12 +483,30 @@ def test_bfloat16_rounds_weight_products_and_not_the_recurrence(backend: Any) ->
 def test_only_matrices_decay() -> None:
     model = build_model(ssmn.TextSSMNConfig(vocab_size=11, **MODEL))  # type: ignore[arg-type]
     trainer = loop_module._Trainer(model, OptimisationConfig(weight_decay=0.3))
-    decayed, free = trainer.optimizer.param_groups
+    [adam] = trainer.optimizers
+    decayed, free = adam.param_groups
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.3, 0.0)
     assert all(weight.dim() >= 2 for weight in decayed["params"])
     assert all(weight.dim() < 2 for weight in free["params"])
     assert len(decayed["params"]) + len(free["params"]) == len(list(model.parameters()))
     assert decayed["betas"] == (0.9, 0.98)
+
+
+def test_muon_turns_the_inner_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_model(ssmn.TextSSMNConfig(vocab_size=11, semantic_encoder=True, **MODEL))  # type: ignore[arg-type]
+    settings = OptimisationConfig(optimizer="muon", weight_decay=0.3)
+    muon, adam = loop_module._Trainer(model, settings).optimizers
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    turned = {names[id(weight)] for group in muon.param_groups for weight in group["params"]}
+    left = {names[id(weight)] for group in adam.param_groups for weight in group["params"]}
+    assert {"encoder.down.weight", "blocks.0.ffn.gate.weight", "blocks.0.mixer.query.weight"} <= turned
+    assert {"embedding.weight", "blocks.0.mixer.importance.present.weight", "norm.weight"} <= left
+    assert turned | left == set(names.values())
+    assert not turned & left
+    assert muon.param_groups[0]["weight_decay"] == 0.3
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(TrainingError, match=r"optimizer='muon' needs torch 2\.9"):
+        loop_module._Trainer(model, settings)
 
 
 @pytest.mark.filterwarnings("ignore")

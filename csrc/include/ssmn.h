@@ -78,128 +78,33 @@ SSMN_API const char* ssmn_kernel_paths(void);
  * Returns SSMN_UNKNOWN_PATH, and changes nothing, if no such path can run here. */
 SSMN_API int32_t ssmn_use_kernel_path(const char* name);
 
-/* C, the number of steps between two stored states of the memory. */
+/* C, the number of steps of the memory that are worked on together, at most. */
 SSMN_API int64_t ssmn_chunk_size(void);
 
 /*
- * The synaptic memory.
+ * The synaptic memory: every step is written and read in one pass, and nothing as long as the sequence is kept but what
+ * is returned.
  *
  * One head's memory is S [K, V]. A step decays it, erases along its key and writes:
  *
- *     S_t = a_t (S_{t-1} - e_t k_t k_t^T S_{t-1}) + w_t k_t v_t^T,    a_t = exp(log_keep_t)
+ *     S_t = a_t (S_{t-1} - e_t k_t k_t^T S_{t-1}) + w_t k_t v_t^T,    a_t = exp(log_decay_t)
  *         = a_t S_{t-1} + k_t u_t^T,                                  u_t = w_t v_t - a_t e_t S_{t-1}^T k_t
  *     o_t = S_t^T q_t
  *
- * ssmn_memory_write computes u and the states; ssmn_memory_read computes o for any queries from them.
+ *     rule             w_t      e_t
+ *     SSMN_HEBBIAN     eta_t    0
+ *     SSMN_DELTA       eta_t    eta_t
+ *     SSMN_ERASE       eta_t    erase_t
  *
- * The two tables cut the rows into streams:
- *
- *     begin [B, T]  SSMN_GO_ON: go on from the step before (from zeros at the row's first step);
- *                   SSMN_BEGIN_FRESH: start from zeros at this step; n >= 0: start from initial_state[n].
- *     end [B, T]    SSMN_GO_ON, or n >= 0: final_state[n] is the state after this step.
- *
- * Each n occurs at most once in begin and at most once in end. final_state[n] of an n that is not in `end` (a stream
- * without steps) is initial_state[n].
- *
- * log_keep is at most 0. `erase` may be NULL, which means zeros everywhere and saves the triangular solve.
- */
-enum { SSMN_GO_ON = -1, SSMN_BEGIN_FRESH = -2 };
-
-typedef struct ssmn_memory_sizes {
-    int64_t rows;        /* B */
-    int64_t steps;       /* T */
-    int64_t heads;       /* H */
-    int64_t key_width;   /* K */
-    int64_t value_width; /* V */
-    int64_t streams;     /* N */
-} ssmn_memory_sizes;
-
-SSMN_API int32_t ssmn_memory_write(
-    const ssmn_memory_sizes* sizes,
-    const float* k,             /* [B, T, H, K] */
-    const float* v,             /* [B, T, H, V] */
-    const float* write,         /* [B, T, H] w */
-    const float* erase,         /* [B, T, H] e, or NULL */
-    const float* log_keep,      /* [B, T, H] log a */
-    const int32_t* begin,       /* [B, T] */
-    const int32_t* end,         /* [B, T] */
-    const float* initial_state, /* [N, H, K, V] */
-    float* u,                   /* out [B, T, H, V] */
-    float* chunk_states,        /* out [B, NC, H, K, V]: the state after step c C - 1, zeros for c = 0 */
-    float* final_state,         /* out [N, H, K, V] */
-    int32_t threads);
-
-/* Gradients of ssmn_memory_write. A cotangent d_u, d_chunk_states or d_final_state may be NULL, which means zeros;
- * d_erase is NULL if and only if erase is. u and chunk_states are what ssmn_memory_write computed. */
-SSMN_API int32_t ssmn_memory_write_backward(
-    const ssmn_memory_sizes* sizes,
-    const float* k,
-    const float* v,
-    const float* write,
-    const float* erase,
-    const float* log_keep,
-    const int32_t* begin,
-    const int32_t* end,
-    const float* initial_state,
-    const float* u,
-    const float* chunk_states,
-    const float* d_u,
-    const float* d_chunk_states,
-    const float* d_final_state,
-    float* d_k, /* out, and so are all below */
-    float* d_v,
-    float* d_write,
-    float* d_erase,
-    float* d_log_keep,
-    float* d_initial_state,
-    int32_t threads);
-
-/* o from the u and chunk_states of ssmn_memory_write, called with the same k, log_keep, begin and initial_state. */
-SSMN_API int32_t ssmn_memory_read(
-    const ssmn_memory_sizes* sizes,
-    const float* q,             /* [B, T, H, K] */
-    const float* k,             /* [B, T, H, K] */
-    const float* u,             /* [B, T, H, V] */
-    const float* log_keep,      /* [B, T, H] */
-    const int32_t* begin,       /* [B, T] */
-    const float* initial_state, /* [N, H, K, V] */
-    const float* chunk_states,  /* [B, NC, H, K, V] */
-    float* o,                   /* out [B, T, H, V] */
-    int32_t threads);
-
-SSMN_API int32_t ssmn_memory_read_backward(
-    const ssmn_memory_sizes* sizes,
-    const float* q,
-    const float* k,
-    const float* u,
-    const float* log_keep,
-    const int32_t* begin,
-    const float* initial_state,
-    const float* chunk_states,
-    const float* d_o, /* [B, T, H, V] */
-    float* d_q,       /* out, and so are all below */
-    float* d_k,
-    float* d_u,
-    float* d_log_keep,
-    float* d_initial_state,
-    float* d_chunk_states,
-    int32_t threads);
-
-/*
- * The fused memory: every step is written and read in one pass, and nothing as long as the sequence is kept but what is
- * returned. The coefficients come as in the Python interface:
- *
- *     rule             w_t      e_t        log a_t
- *     SSMN_HEBBIAN     eta_t    0          log_decay_t
- *     SSMN_DELTA       eta_t    eta_t      log_decay_t
- *     SSMN_ERASE       eta_t    erase_t    log_decay_t
- *
- * A log_decay below -1000 counts as -1000. At a closed step (mask 0) all three are 0 whatever the arrays say, and no
- * work is done for it but its read; the gradients of its k, v and coefficients are 0.
+ * A log_decay below -1000 counts as -1000. At a closed step (mask 0) w, e and log a are 0 whatever the arrays say, and
+ * no work is done for it but its read; the gradients of its k, v and coefficients are 0.
  *
  * Row b is stream b (N = B); or, with cu_seqlens, B = 1 and stream n has the steps [cu_seqlens[n], cu_seqlens[n + 1]).
  * A stream begins from initial_state[n] (NULL: from zeros); final_state[n] is the state after its last step. The state
  * is zero before a step whose reset is 1.
+ *
+ * A memory that is read more than once is written by a call without q and o that returns u, and read by any number of
+ * calls with the rule SSMN_HEBBIAN, u in place of v, and no eta; all else is the same in these calls.
  *
  * P = ssmn_memory_window(); NP = max(0, ceil(T / P) - 1).
  */
@@ -212,7 +117,7 @@ typedef struct ssmn_memory_call {
     int64_t key_width;   /* K */
     int64_t value_width; /* V */
     int64_t streams;     /* N */
-    int32_t half;        /* q, k, v, o and their gradients are bfloat16 (the upper half of a float) if 1, float if 0 */
+    int32_t half; /* q, k, v, o, u and their gradients are bfloat16 (the upper half of a float) if 1, float if 0 */
     int32_t rule;
     int32_t mask_heads; /* 1, or H for a mask of every head */
 } ssmn_memory_call;
@@ -222,23 +127,25 @@ SSMN_API int64_t ssmn_memory_window(void);
 
 SSMN_API int32_t ssmn_memory(
     const ssmn_memory_call* call,
-    const void* q,              /* [B, T, H, K] */
+    const void* q,              /* [B, T, H, K], or NULL: nothing is read */
     const void* k,              /* [B, T, H, K] */
     const void* v,              /* [B, T, H, V] */
-    const float* eta,           /* [B, T, H] */
+    const float* eta,           /* [B, T, H], or NULL (with SSMN_HEBBIAN) for ones */
     const float* log_decay,     /* [B, T, H], at most 0 */
     const float* erase,         /* [B, T, H] if the rule is SSMN_ERASE, else NULL */
     const uint8_t* mask,        /* [B, T] or [B, T, H], 1 = open, 0 = closed; NULL = all open */
     const uint8_t* reset,       /* [B, T], 0 or 1; NULL = none */
     const int64_t* cu_seqlens,  /* [N + 1] or NULL */
     const float* initial_state, /* [N, H, K, V] or NULL */
-    void* o,                    /* out [B, T, H, V] */
+    void* o,                    /* out [B, T, H, V]; NULL if and only if q is */
+    void* u,                    /* out [B, T, H, V], zeros at closed steps; NULL if it is not wanted */
     float* states,              /* out [B, NP, H, K, V]: the states after the steps P - 1, 2 P - 1, .. */
     float* final_state,         /* out [N, H, K, V], or NULL if it is not wanted */
     int32_t threads);
 
-/* Gradients of ssmn_memory. d_final_state may be NULL, which means zeros; d_erase is NULL unless the rule is
- * SSMN_ERASE; d_initial_state is NULL if and only if initial_state is. */
+/* Gradients of ssmn_memory. d_u and d_final_state may be NULL, which means zeros; d_o and d_q are NULL if and only if q
+ * is, d_eta if and only if eta is, d_initial_state if and only if initial_state is; d_erase is NULL unless the rule is
+ * SSMN_ERASE. */
 SSMN_API int32_t ssmn_memory_backward(
     const ssmn_memory_call* call,
     const void* q,
@@ -252,7 +159,8 @@ SSMN_API int32_t ssmn_memory_backward(
     const int64_t* cu_seqlens,
     const float* initial_state,
     const float* states,
-    const void* d_o,            /* [B, T, H, V] */
+    const void* d_o,            /* [B, T, H, V] or NULL */
+    const void* d_u,            /* [B, T, H, V] or NULL */
     const float* d_final_state, /* [N, H, K, V] or NULL */
     void* d_q,                  /* out, and so are all below */
     void* d_k,

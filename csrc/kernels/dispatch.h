@@ -18,10 +18,6 @@ struct Kernels {
     const char* instruction_set;
     decltype(&ssmn_memory) memory;
     decltype(&ssmn_memory_backward) memory_backward;
-    decltype(&ssmn_memory_write) memory_write;
-    decltype(&ssmn_memory_write_backward) memory_write_backward;
-    decltype(&ssmn_memory_read) memory_read;
-    decltype(&ssmn_memory_read_backward) memory_read_backward;
     WindowForwardFunction* window_forward;
     WindowBackwardFunction* window_backward;
     decltype(&ssmn_output_memory) output_memory;

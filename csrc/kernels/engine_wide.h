@@ -4,8 +4,8 @@
 
 #include <cstdint>
 
-#include "matrix.h"
 #include "simd.h"
+#include "vectors.h"
 
 namespace ssmn {
 namespace SSMN_PATH {

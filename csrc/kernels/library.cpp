@@ -44,11 +44,13 @@ extern "C" int32_t ssmn_memory(
     const int64_t* cu_seqlens,
     const float* initial_state,
     void* o,
+    void* u,
     float* states,
     float* final_state,
     int32_t threads) {
     return kernels().memory(
-        call, q, k, v, eta, log_decay, erase, mask, reset, cu_seqlens, initial_state, o, states, final_state, threads);
+        call, q, k, v, eta, log_decay, erase, mask, reset, cu_seqlens, initial_state, o, u, states, final_state,
+        threads);
 }
 
 extern "C" int32_t ssmn_memory_backward(
@@ -65,6 +67,7 @@ extern "C" int32_t ssmn_memory_backward(
     const float* initial_state,
     const float* states,
     const void* d_o,
+    const void* d_u,
     const float* d_final_state,
     void* d_q,
     void* d_k,
@@ -75,89 +78,8 @@ extern "C" int32_t ssmn_memory_backward(
     float* d_initial_state,
     int32_t threads) {
     return kernels().memory_backward(
-        call, q, k, v, eta, log_decay, erase, mask, reset, cu_seqlens, initial_state, states, d_o, d_final_state, d_q,
-        d_k, d_v, d_eta, d_log_decay, d_erase, d_initial_state, threads);
-}
-
-extern "C" int32_t ssmn_memory_write(
-    const ssmn_memory_sizes* sizes,
-    const float* k,
-    const float* v,
-    const float* write,
-    const float* erase,
-    const float* log_keep,
-    const int32_t* begin,
-    const int32_t* end,
-    const float* initial_state,
-    float* u,
-    float* chunk_states,
-    float* final_state,
-    int32_t threads) {
-    return kernels().memory_write(
-        sizes, k, v, write, erase, log_keep, begin, end, initial_state, u, chunk_states, final_state, threads);
-}
-
-extern "C" int32_t ssmn_memory_write_backward(
-    const ssmn_memory_sizes* sizes,
-    const float* k,
-    const float* v,
-    const float* write,
-    const float* erase,
-    const float* log_keep,
-    const int32_t* begin,
-    const int32_t* end,
-    const float* initial_state,
-    const float* u,
-    const float* chunk_states,
-    const float* d_u,
-    const float* d_chunk_states,
-    const float* d_final_state,
-    float* d_k,
-    float* d_v,
-    float* d_write,
-    float* d_erase,
-    float* d_log_keep,
-    float* d_initial_state,
-    int32_t threads) {
-    return kernels().memory_write_backward(
-        sizes, k, v, write, erase, log_keep, begin, end, initial_state, u, chunk_states, d_u, d_chunk_states,
-        d_final_state, d_k, d_v, d_write, d_erase, d_log_keep, d_initial_state, threads);
-}
-
-extern "C" int32_t ssmn_memory_read(
-    const ssmn_memory_sizes* sizes,
-    const float* q,
-    const float* k,
-    const float* u,
-    const float* log_keep,
-    const int32_t* begin,
-    const float* initial_state,
-    const float* chunk_states,
-    float* o,
-    int32_t threads) {
-    return kernels().memory_read(sizes, q, k, u, log_keep, begin, initial_state, chunk_states, o, threads);
-}
-
-extern "C" int32_t ssmn_memory_read_backward(
-    const ssmn_memory_sizes* sizes,
-    const float* q,
-    const float* k,
-    const float* u,
-    const float* log_keep,
-    const int32_t* begin,
-    const float* initial_state,
-    const float* chunk_states,
-    const float* d_o,
-    float* d_q,
-    float* d_k,
-    float* d_u,
-    float* d_log_keep,
-    float* d_initial_state,
-    float* d_chunk_states,
-    int32_t threads) {
-    return kernels().memory_read_backward(
-        sizes, q, k, u, log_keep, begin, initial_state, chunk_states, d_o, d_q, d_k, d_u, d_log_keep, d_initial_state,
-        d_chunk_states, threads);
+        call, q, k, v, eta, log_decay, erase, mask, reset, cu_seqlens, initial_state, states, d_o, d_u, d_final_state,
+        d_q, d_k, d_v, d_eta, d_log_decay, d_erase, d_initial_state, threads);
 }
 
 extern "C" int32_t ssmn_output_memory(

@@ -5,8 +5,8 @@
 
 namespace ssmn {
 
-constexpr int64_t kChunk = 64;          // steps that are worked on together
-constexpr int64_t kMemoryWindow = 512;  // steps between two states that the fused forward pass stores
+constexpr int64_t kChunk = 64;          // steps that are worked on together, at most
+constexpr int64_t kMemoryWindow = 512;  // steps between two states that the forward pass stores
 
 }  // namespace ssmn
 

@@ -26,7 +26,7 @@ namespace SSMN_PATH {
 namespace {
 
 struct Outputs {
-    void* o;
+    void *o, *u;
     float *states, *final_state;
 };
 
@@ -74,6 +74,26 @@ void read_run(
             pass.scalar(lane.row, run.first + i, lane.head) * pass.value_width + columns.first, pass.half);
 }
 
+// The updates of a run [m, columns] to all of its steps: zeros where nothing is written.
+void store_updates(
+    const Pass& pass,
+    const Window& window,
+    Lane lane,
+    const MemoryRun& run,
+    int64_t at,
+    Columns columns,
+    const float* u,
+    void* output) {
+    for (int64_t i = 0, j = 0; i < run.length(); ++i) {
+        const int64_t offset = pass.scalar(lane.row, run.first + i, lane.head) * pass.value_width + columns.first;
+        if (window.count[at + i] == j) {
+            zero_row(columns.width, output, offset, pass.half);
+        } else {
+            unpack_row(columns.width, u + j++ * columns.whole(), output, offset, pass.half);
+        }
+    }
+}
+
 // One lane's columns over one window of steps.
 template <bool Pairs>
 void write_and_read(
@@ -88,14 +108,15 @@ void write_and_read(
     float* u = spare.take<float>(kChunk * whole);
     float* other = spare.take<float>(kChunk * whole);
     float* pairs = Pairs ? spare.take<float>(larger(pass.key_width, kChunk) * whole) : nullptr;
-    const int64_t first = number * kWindowChunks, last = smaller(pass.chunks, first + kWindowChunks);
+    const int64_t first = number * pass.window_chunks, last = smaller(pass.chunks, first + pass.window_chunks);
     if (number > 0)
         store_state(pass, columns, window.state, out.states + pass.stored_state(lane.row, number, lane.head));
     for (const MemoryRun* run = pass.plan->first(lane.row, first); run < pass.plan->last(lane.row, last - 1); ++run) {
         const int64_t at = run->first - number * kWindow;
         start_run(pass, window, lane, *run, columns);
         update_run(pass, window, lane, *run, at, columns, u, whole, nullptr, other);
-        read_run<Pairs>(pass, window, lane, *run, at, columns, u, other, pairs, out.o);
+        if (pass.reads()) read_run<Pairs>(pass, window, lane, *run, at, columns, u, other, pairs, out.o);
+        if (out.u != nullptr) store_updates(pass, window, lane, *run, at, columns, u, out.u);
         Ahead next = pass.ahead(pass.v, pass.value_width, lane.row, lane.head, run->last, columns);
         advance_run<Pairs>(pass, window, *run, at, columns, u, whole, other, &next);
         if (run->end >= 0 && out.final_state != nullptr)
@@ -114,8 +135,8 @@ int32_t run_forward(const Pass& pass, const Outputs& out, int32_t threads) {
             const int64_t width = columns_per_task(pass, batch.lanes, crew.workers);
             const int64_t blocks = (pass.value_width + width - 1) / width;
             for (int64_t number = 0; number < pass.windows; ++number) {
-                const int64_t first = number * kWindowChunks;
-                crew.share(batch.lanes * smaller(pass.chunks - first, kWindowChunks), [&](int64_t task) {
+                const int64_t first = number * pass.window_chunks;
+                crew.share(batch.lanes * smaller(pass.chunks - first, pass.window_chunks), [&](int64_t task) {
                     Cursor own = batch.spare;
                     float* ratio = own.take<float>(kChunk * kChunk);
                     const PrepareSpare prepare(pass, own);
@@ -147,23 +168,24 @@ int32_t memory(
     const int64_t* cu_seqlens,
     const float* initial_state,
     void* o,
+    void* u,
     float* states,
     float* final_state,
     int32_t threads) {
     const MemoryArguments in{*call, q, k, v, eta, log_decay, erase, mask, reset, cu_seqlens, initial_state};
-    const MemoryPlan plan(in);
+    const MemoryPlan plan(in, chunk_size(*call));
     if (!plan.made()) return SSMN_OUT_OF_MEMORY;
     const Pass pass(in, plan);
     const int64_t stream_size = pass.heads * pass.state_size();
     for (int64_t n = 0; n < pass.streams && final_state != nullptr; ++n)
         if (plan.is_empty(n)) copy_or_clear(stream_size, initial_state, n * stream_size, final_state);
 
-    if (pass.steps == 1)
+    if (pass.steps == 1 && pass.reads() && u == nullptr)
         return parallel_for(
             pass.lanes(), threads, pass.operations(), 2 * (pass.keys + pass.values), [&](int64_t task, float* spare) {
                 step_lane(pass, {task / pass.heads, task % pass.heads}, o, final_state, spare);
             });
-    const Outputs out{o, states, final_state};
+    const Outputs out{o, u, states, final_state};
     if constexpr (kHasPairs)
         if (pass.half) return run_forward<true>(pass, out, threads);
     return run_forward<false>(pass, out, threads);

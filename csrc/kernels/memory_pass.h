@@ -13,14 +13,13 @@ namespace SSMN_PATH {
 namespace {
 
 constexpr int64_t kWindow = kMemoryWindow;
-constexpr int64_t kWindowChunks = kWindow / kChunk;
 constexpr int64_t kColumns = 64;          // of the values, at most, that a worker takes at a time
 constexpr int64_t kSolveRows = 16;        // rows of a diagonal block of the triangular system
 constexpr float kForgotten = -1000.0f;    // exp of this is 0: a stronger decay is the same
 constexpr int64_t kBatchBytes = 8 << 20;  // about as much for the windows of the lanes that are worked on together
 constexpr double kOperationsPerWorker = 5e5;
 
-static_assert(kWindow % kChunk == 0 && kChunk % kSolveRows == 0, "whole chunks and blocks");
+static_assert(kWindow % kChunk == 0 && kChunk % (2 * kSolveRows) == 0, "whole chunks and blocks");
 
 // A row stride for rows of `width` floats: strides of many whole cache lines would share few sets of the cache.
 SSMN_INLINE int64_t row_stride(int64_t width) {
@@ -43,6 +42,7 @@ struct Pass {
     int64_t key_stride, value_stride;            // of rows in the workspace
     int64_t key_pairs, value_pairs;              // pairs of bfloat16 in a row
     int64_t key_pair_stride, value_pair_stride;  // of rows of pairs
+    int64_t chunk, window_chunks;                // steps of a chunk, chunks of a window
     int64_t chunks, windows;
     const void *q, *k, *v;
     const float *eta, *erase, *log_decay;
@@ -68,7 +68,9 @@ struct Pass {
           value_pairs((value_width + 1) / 2),
           key_pair_stride(row_stride(key_pairs)),
           value_pair_stride(row_stride(value_pairs)),
-          chunks((steps + kChunk - 1) / kChunk),
+          chunk(chunk_size(in.call)),
+          window_chunks(kWindow / chunk),
+          chunks((steps + chunk - 1) / chunk),
           windows((steps + kWindow - 1) / kWindow),
           q(in.q),
           k(in.k),
@@ -93,7 +95,7 @@ struct Pass {
     }
     // Multiply-adds of one pass over all steps.
     double operations() const {
-        const double per_step = 2.0 * key_width * value_width + kChunk * (key_width + value_width);
+        const double per_step = 2.0 * key_width * value_width + chunk * (key_width + value_width);
         return per_step * lanes() * steps;
     }
     int64_t element_bytes() const { return half ? 2 : 4; }
@@ -106,15 +108,17 @@ struct Pass {
         int64_t t,
         Columns columns,
         Ahead* then = nullptr) const {
-        const int64_t n = larger(0, smaller(kChunk, steps - t));
+        const int64_t n = larger(0, smaller(chunk, steps - t));
         return {array,         element_bytes(), scalar(row_of_batch, n > 0 ? t : 0, head) * width + columns.first,
                 columns.width, heads * width,   n,
                 then};
     }
+    // Whether anything is read: a call may write alone.
+    bool reads() const { return q != nullptr; }
     // Whether products are taken of pairs of bfloat16.
     bool pairs() const { return kHasPairs && half; }
     bool starts(const MemoryRun& run) const {
-        return run.begin == SSMN_GO_ON || (run.begin >= 0 && initial_state != nullptr);
+        return run.begin == kGoOn || (run.begin >= 0 && initial_state != nullptr);
     }
 };
 
@@ -178,7 +182,7 @@ struct Window {
 
     // Takes its arrays from the cursor; returns how many bytes they are.
     int64_t place(Cursor cursor, const Pass& pass, bool backward) {
-        const int64_t steps = smaller(pass.steps, kWindow), chunks = (steps + kChunk - 1) / kChunk;
+        const int64_t steps = smaller(pass.steps, kWindow), chunks = (steps + pass.chunk - 1) / pass.chunk;
         const int64_t state_size = pass.key_width * pass.value_stride;
         count = cursor.take<int32_t>(steps);
         position = cursor.take<int32_t>(steps);
@@ -321,12 +325,13 @@ SSMN_APART void solve_transposed(int64_t m, int64_t whole, const float* factor, 
     }
 }
 
-// How many columns of the values a worker takes at a time, so that all have something to do. Every column is computed
-// by itself: the number cannot change a result.
+// How many columns of the values a worker takes at a time, so that all have equally much to do. Every column is
+// computed by itself: the number cannot change a result.
 inline int64_t columns_per_task(const Pass& pass, int64_t lanes, int32_t workers) {
-    int64_t columns = kColumns;
-    while (columns > kLanes && lanes * ((pass.value_width + columns - 1) / columns) < workers) columns /= 2;
-    return columns;
+    int64_t blocks = (pass.value_width + kColumns - 1) / kColumns;
+    const auto width = [&] { return whole_vectors((pass.value_width + blocks - 1) / blocks); };
+    while (width() > kLanes && lanes * blocks % workers != 0 && lanes * blocks < 4 * workers) ++blocks;
+    return width();
 }
 
 // Workers that go through the same list of phases together, and share out the tasks of each.
@@ -380,7 +385,7 @@ struct NextInputs {
   private:
     static Ahead rows(const Batch& batch, int64_t first, int64_t task, const void* array, int64_t width, Ahead* then) {
         const Lane lane = batch.lane(task % batch.lanes);
-        const int64_t t = array == nullptr ? batch.pass.steps : (first + task / batch.lanes) * kChunk;
+        const int64_t t = array == nullptr ? batch.pass.steps : (first + task / batch.lanes) * batch.pass.chunk;
         return batch.pass.ahead(array, width, lane.row, lane.head, t, {0, width}, then);
     }
 };

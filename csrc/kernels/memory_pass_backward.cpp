@@ -3,8 +3,9 @@
 //
 //     1  in parallel over chunks     R, R o Q K^T and the factor of I - N, once more
 //     2  over columns, forward       U and every chunk's S_0, once more
-//     3  over columns, backward      the gradients that pass from step to step: with P = R o Q K^T and dS of S_n,
-//                                    (I - N)^T dB = P^T dO + diag(exp(G_n - G)) K dS
+//     3  over columns, backward      the gradients that pass from step to step: with P = R o Q K^T, dS of S_n and dU
+//                                    of the updates themselves (if the call returned them),
+//                                    (I - N)^T dB = P^T dO + dU + diag(exp(G_n - G)) K dS
 //                                    dS_0 = exp(G_n) dS + Q^T diag(exp(G)) dO - K^T diag(e exp(G)) dB
 //                                    dV = diag(w) dB, dw = rows of dB o V
 //     4  in parallel over chunks     what sums over all columns, whole and in one order: with A = R o (dO U^T),
@@ -28,14 +29,14 @@ namespace {
 
 struct Gradients {
     const float* states;
-    const void* d_o;
+    const void *d_o, *d_u;
     const float* d_final_state;
     void *d_q, *d_k, *d_v;
     float *d_eta, *d_log_decay, *d_erase, *d_initial_state;
 };
 
 bool goes_on(const Pass& pass, const MemoryRun& run) {
-    return run.end < 0 && run.last < pass.steps && (&run)[1].begin == SSMN_GO_ON;
+    return run.end < 0 && run.last < pass.steps && (&run)[1].begin == kGoOn;
 }
 
 // Whether the state after a run has a gradient.
@@ -49,7 +50,8 @@ void copy_block(int64_t n, int64_t whole, const float* from, int64_t from_row, f
 }
 
 void pack_output_gradient(const Pass& pass, const Window& window, Lane lane, int64_t chunk, const void* d_o) {
-    const int64_t first = chunk * kChunk, n = smaller(kChunk, pass.steps - first), V = pass.value_width;
+    if (!pass.reads()) return;
+    const int64_t first = chunk * pass.chunk, n = smaller(pass.chunk, pass.steps - first), V = pass.value_width;
     pack(
         n, V, d_o, pass.scalar(lane.row, first, lane.head) * V, pass.heads * V, pass.half, nullptr,
         window.d_o + first % kWindow * pass.value_stride, pass.value_stride);
@@ -65,7 +67,7 @@ void replay(
     Columns columns,
     const Gradients& out,
     Cursor spare) {
-    const int64_t first = number * kWindowChunks, last = smaller(pass.chunks, first + kWindowChunks);
+    const int64_t first = number * pass.window_chunks, last = smaller(pass.chunks, first + pass.window_chunks);
     const int64_t whole = columns.whole(), size = pass.key_width * pass.value_stride;
     float* other = spare.take<float>(kChunk * whole);
     if (number > 0)
@@ -73,10 +75,10 @@ void replay(
     for (const MemoryRun* run = pass.plan->first(lane.row, first); run < pass.plan->last(lane.row, last - 1); ++run) {
         const int64_t at = run->first - number * kWindow;
         start_run(pass, window, lane, *run, columns);
-        if (run->begin == SSMN_GO_ON)
+        if (run->begin == kGoOn)
             copy_block(
                 pass.key_width, whole, window.state + columns.first, pass.value_stride,
-                window.starts + (run->first / kChunk - first) * size + columns.first, pass.value_stride);
+                window.starts + (run->first / pass.chunk - first) * size + columns.first, pass.value_stride);
         float* u = window.u + at * pass.value_stride + columns.first;
         float* v = window.v + at * pass.value_stride + columns.first;
         update_run(pass, window, lane, *run, at, columns, u, pass.value_stride, v, other);
@@ -139,7 +141,7 @@ void carry_back(
     Columns columns,
     const Gradients& out,
     Cursor spare) {
-    const int64_t first = number * kWindowChunks, last = smaller(pass.chunks, first + kWindowChunks);
+    const int64_t first = number * pass.window_chunks, last = smaller(pass.chunks, first + pass.window_chunks);
     const int64_t whole = columns.whole(), K = pass.key_width, stride = pass.value_stride, size = K * stride;
     float* other = spare.take<float>(kChunk * whole);
     float* state_pairs = Pairs ? spare.take<float>(pass.key_pairs * whole) : nullptr;
@@ -151,7 +153,7 @@ void carry_back(
         if (from_end && run->end >= 0) {
             load_state(pass, columns, out.d_final_state + pass.stream_state(run->end, lane.head), window.d_state);
         } else if (from_end) {
-            float* slot = window.d_ends + (run->first / kChunk - first) * size + columns.first;
+            float* slot = window.d_ends + (run->first / pass.chunk - first) * size + columns.first;
             copy_block(K, whole, d_state, stride, slot, stride);
         }
         const float* d_o = window.d_o + at * stride + columns.first;
@@ -159,22 +161,32 @@ void carry_back(
         const int32_t* position = window.position + at;
         const Matrix seen = Matrix{window.pairs + at * kChunk, kChunk}.transposed();
         Ahead output = pass.ahead(out.d_v, pass.value_width, lane.row, lane.head, run->first, columns);
-        const Into from_reads{d_u, stride, 0.0f, nullptr, &output},
+        if (out.d_u != nullptr) {
+            const int64_t offset = pass.scalar(lane.row, run->first, lane.head) * pass.value_width + columns.first;
+            pack(m, columns.width, out.d_u, offset, pass.heads * pass.value_width, pass.half, position, d_u, stride);
+        } else if (!pass.reads()) {
+            zero_block(m, whole, d_u, stride);
+        }
+        const float given = out.d_u != nullptr ? 1.0f : 0.0f;
+        const Into from_reads{d_u, stride, given, nullptr, &output},
             from_state{d_u, stride, 1.0f, window.to_end + at, &output};
         if constexpr (Pairs) {
-            pair_rows(n, whole, nullptr, d_o, stride, other, whole);
-            multiply<true>(
-                m, whole, [position, n](int64_t j, int64_t) { return Range{position[j] / 2, (n + 1) / 2}; }, seen,
-                other, whole, from_reads);
+            if (pass.reads()) {
+                pair_rows(n, whole, nullptr, d_o, stride, other, whole);
+                multiply<true>(
+                    m, whole, [position, n](int64_t j, int64_t) { return Range{position[j] / 2, (n + 1) / 2}; }, seen,
+                    other, whole, from_reads);
+            }
             if (from_end) {
                 pair_rows(K, whole, nullptr, d_state, stride, state_pairs, whole);
                 const Matrix keys{window.k_rows + at * pass.key_pair_stride, pass.key_pair_stride};
                 multiply_all<true>(m, whole, pass.key_pairs, keys, state_pairs, whole, from_state);
             }
         } else {
-            multiply(
-                m, whole, [position, n](int64_t j, int64_t) { return Range{position[j], n}; }, seen, d_o, stride,
-                from_reads);
+            if (pass.reads())
+                multiply(
+                    m, whole, [position, n](int64_t j, int64_t) { return Range{position[j], n}; }, seen, d_o, stride,
+                    from_reads);
             const Matrix keys{window.k + at * pass.key_stride, pass.key_stride};
             if (from_end) multiply_all(m, whole, K, keys, d_state, stride, from_state);
         }
@@ -183,9 +195,16 @@ void carry_back(
         if (!pass.starts(*run)) continue;
 
         const float kept = from_end ? window.from_start[at + n - 1] : 0.0f;
-        add_outer<Pairs>(
-            n, whole, K, Pairs ? window.q_pairs + at * pass.key_stride : window.q + at * pass.key_stride,
-            pass.key_stride, window.from_start + at, d_o, stride, other, {d_state, stride, kept});
+        if (pass.reads()) {
+            add_outer<Pairs>(
+                n, whole, K, Pairs ? window.q_pairs + at * pass.key_stride : window.q + at * pass.key_stride,
+                pass.key_stride, window.from_start + at, d_o, stride, other, {d_state, stride, kept});
+        } else if (from_end) {
+            for (int64_t i = 0; i < K; ++i)
+                scale_block(1, whole, &kept, d_state + i * stride, 0, d_state + i * stride, 0);
+        } else {
+            zero_block(K, whole, d_state, stride);
+        }
         if (pass.erases && m > 0)
             add_outer<Pairs>(
                 m, whole, K, Pairs ? window.k_pairs + at * pass.key_stride : window.k + at * pass.key_stride,
@@ -299,7 +318,7 @@ void store_gate_gradients(
         const int64_t scalar = pass.scalar(lane.row, run.first + i, lane.head);
         if (window.count[at + i] == j) {
             zero_row(K, out.d_k, scalar * K, pass.half);
-            out.d_eta[scalar] = 0.0f;
+            if (out.d_eta != nullptr) out.d_eta[scalar] = 0.0f;
             if (out.d_erase != nullptr) out.d_erase[scalar] = 0.0f;
             continue;
         }
@@ -320,7 +339,7 @@ void store_gate_gradients(
                 d_write += d_strength;
             }
         }
-        out.d_eta[scalar] = d_write;
+        if (out.d_eta != nullptr) out.d_eta[scalar] = d_write;
         unpack_row(K, d_key, out.d_k, scalar * K, pass.half);
         ++j;
     }
@@ -340,7 +359,7 @@ void gather_run(
     const Pass& pass, const Window& window, Lane lane, const MemoryRun& run, const Gradients& out, const Spare& spare) {
     const int64_t at = run.first % kWindow, n = run.length(), m = window.count[at + n - 1], K = pass.key_width;
     const int64_t V = pass.value_width, keys = pass.keys, stride = pass.key_stride, values = pass.value_stride;
-    const int64_t slot = run.first % kWindow / kChunk * K * values;
+    const int64_t slot = run.first % kWindow / pass.chunk * K * values;
     const int32_t* position = window.position + at;
     const int32_t* count = window.count + at;
     const Columns all{0, V};
@@ -349,7 +368,7 @@ void gather_run(
     const float* k_right = Pairs ? window.k_pairs + at * stride : k;
     const float* q_right = Pairs ? window.q_pairs + at * stride : q;
     const OverValues<Pairs> over{pass, spare};
-    const Matrix d_o = over.left(n, window.d_o + at * values, spare.d_o);
+    const Matrix d_o = pass.reads() ? over.left(n, window.d_o + at * values, spare.d_o) : Matrix{nullptr, 0};
     const Matrix u = over.left(m, window.u + at * values, spare.u);
     const Matrix d_u = pass.erases ? over.left(m, window.d_u + at * values, spare.d_u) : Matrix{nullptr, 0};
     double d_sums[kChunk] = {};
@@ -363,7 +382,7 @@ void gather_run(
     }
     if (starts) {
         over.transpose_state(start);
-        over.multiply_state(n, d_o, {spare.d_queries, stride, 0.0f, window.from_start + at});
+        if (pass.reads()) over.multiply_state(n, d_o, {spare.d_queries, stride, 0.0f, window.from_start + at});
         if (pass.erases) {
             for (int64_t j = 0; j < m; ++j) factors[j] = -window.from_start[at + position[j]];
             over.multiply_state(m, d_u, {spare.d_left, stride, 0.0f, factors});
@@ -387,19 +406,23 @@ void gather_run(
         over.multiply_state(m, u, {spare.d_right, stride, 0.0f, window.to_end + at});
         for (int64_t j = 0; j < m; ++j) through += dot_vectors(keys, k + j * stride, spare.d_right + j * stride);
         d_sums[n - 1] += through;
+    } else if (!pass.reads()) {
+        zero_block(m, keys, spare.d_right, stride);
     }
 
     Ahead d_k_lines = pass.ahead(out.d_k, K, lane.row, lane.head, run.first, {0, K});
     Ahead d_q_lines = pass.ahead(out.d_q, K, lane.row, lane.head, run.first, {0, K}, &d_k_lines);
     over.transpose(m, u, kChunk);
-    multiply_part<Pairs>(
-        n, [count](int64_t i, int64_t rows) { return count[i + rows - 1]; }, over.terms(), d_o, spare.transposed,
-        kChunk, {spare.d_pairs, kChunk, 0.0f, nullptr, &d_q_lines});
-    weigh_pairs(n, count, window.ratio + at * kChunk, spare.d_pairs);
-    multiply_pairs<Pairs>(
-        n, m, pass, spare, [count](int64_t i, int64_t rows) { return Range{0, count[i + rows - 1]}; },
-        [position, n](int64_t j, int64_t) { return Range{position[j], n}; }, nullptr, k_right,
-        {spare.d_queries, stride, starts ? 1.0f : 0.0f}, q_right, {spare.d_right, stride, from_end ? 1.0f : 0.0f});
+    if (pass.reads()) {
+        multiply_part<Pairs>(
+            n, [count](int64_t i, int64_t rows) { return count[i + rows - 1]; }, over.terms(), d_o, spare.transposed,
+            kChunk, {spare.d_pairs, kChunk, 0.0f, nullptr, &d_q_lines});
+        weigh_pairs(n, count, window.ratio + at * kChunk, spare.d_pairs);
+        multiply_pairs<Pairs>(
+            n, m, pass, spare, [count](int64_t i, int64_t rows) { return Range{0, count[i + rows - 1]}; },
+            [position, n](int64_t j, int64_t) { return Range{position[j], n}; }, nullptr, k_right,
+            {spare.d_queries, stride, starts ? 1.0f : 0.0f}, q_right, {spare.d_right, stride, from_end ? 1.0f : 0.0f});
+    }
     if (pass.erases) {
         multiply_part<Pairs>(
             m, [](int64_t i, int64_t rows) { return i + rows; }, over.terms(), d_u, spare.transposed, kChunk,
@@ -411,7 +434,7 @@ void gather_run(
             [m](int64_t j, int64_t) { return Range{j, m}; }, window.erase + at, k_right,
             {spare.d_left, stride, starts ? 1.0f : 0.0f}, k_right, {spare.d_right, stride, 1.0f});
     }
-    for (int64_t i = 0; i < n; ++i) {
+    for (int64_t i = 0; i < n && pass.reads(); ++i) {
         d_sums[i] += dot_vectors(keys, q + i * stride, spare.d_queries + i * stride);
         const int64_t scalar = pass.scalar(lane.row, run.first + i, lane.head);
         unpack_row(K, spare.d_queries + i * stride, out.d_q, scalar * K, pass.half);
@@ -431,8 +454,8 @@ int32_t run_backward(const Pass& pass, const Gradients& out, int32_t threads) {
             const int64_t width = columns_per_task(pass, batch.lanes, crew.workers);
             const int64_t blocks = (pass.value_width + width - 1) / width;
             for (int64_t number = pass.windows - 1; number >= 0; --number) {
-                const int64_t first = number * kWindowChunks;
-                const int64_t chunks = batch.lanes * smaller(pass.chunks - first, kWindowChunks);
+                const int64_t first = number * pass.window_chunks;
+                const int64_t chunks = batch.lanes * smaller(pass.chunks - first, pass.window_chunks);
                 const auto over_chunks = [&](const auto& body) {
                     crew.share(chunks, [&](int64_t task) {
                         const int64_t i = task % batch.lanes;
@@ -449,7 +472,7 @@ int32_t run_backward(const Pass& pass, const Gradients& out, int32_t threads) {
                 over_chunks([&](const Window& window, Lane lane, int64_t chunk, int64_t later) {
                     Cursor own = batch.spare;
                     NextInputs next(batch, first, later, out.d_o);
-                    float* ratio = window.ratio + chunk * kChunk % kWindow * kChunk;
+                    float* ratio = window.ratio + chunk * pass.chunk % kWindow * kChunk;
                     prepare_chunk<Pairs>(pass, window, true, lane, chunk, ratio, PrepareSpare(pass, own), &next.q);
                     pack_output_gradient(pass, window, lane, chunk, out.d_o);
                 });
@@ -486,6 +509,7 @@ int32_t memory_backward(
     const float* initial_state,
     const float* states,
     const void* d_o,
+    const void* d_u,
     const float* d_final_state,
     void* d_q,
     void* d_k,
@@ -496,7 +520,7 @@ int32_t memory_backward(
     float* d_initial_state,
     int32_t threads) {
     const MemoryArguments in{*call, q, k, v, eta, log_decay, erase, mask, reset, cu_seqlens, initial_state};
-    const MemoryPlan plan(in);
+    const MemoryPlan plan(in, chunk_size(*call));
     if (!plan.made()) return SSMN_OUT_OF_MEMORY;
     const Pass pass(in, plan);
     const int64_t stream_size = pass.heads * pass.state_size();
@@ -504,7 +528,7 @@ int32_t memory_backward(
     for (int64_t n = 0; n < pass.streams && d_initial_state != nullptr; ++n)
         copy_or_clear(stream_size, plan.is_empty(n) ? d_final_state : nullptr, n * stream_size, d_initial_state);
 
-    const Gradients out{states, d_o, d_final_state, d_q, d_k, d_v, d_eta, d_log_decay, d_erase, d_initial_state};
+    const Gradients out{states, d_o, d_u, d_final_state, d_q, d_k, d_v, d_eta, d_log_decay, d_erase, d_initial_state};
     if constexpr (kHasPairs)
         if (pass.half) return run_backward<true>(pass, out, threads);
     return run_backward<false>(pass, out, threads);

@@ -37,13 +37,13 @@ class Segments {
 
 // Calls emit(run) for the runs of a row in order.
 template <typename Emit>
-void cut(int64_t row, int64_t steps, const uint8_t* reset, Segments segment, const Emit& emit) {
+void cut(int64_t row, int64_t steps, int64_t chunk, const uint8_t* reset, Segments segment, const Emit& emit) {
     for (int64_t t = 0; t < steps;) {
         const bool fresh = reset != nullptr && reset[row * steps + t] != 0;
-        MemoryRun run{t, t, SSMN_GO_ON, SSMN_GO_ON};
+        MemoryRun run{t, t, kGoOn, kGoOn};
         if (t == segment.begin()) run.begin = segment.stream();
-        if (fresh) run.begin = SSMN_BEGIN_FRESH;
-        const int64_t limit = std::min((t / kChunk + 1) * kChunk, segment.end());
+        if (fresh) run.begin = kFresh;
+        const int64_t limit = std::min((t / chunk + 1) * chunk, segment.end());
         int64_t last = t + 1;
         if (reset == nullptr) {
             last = limit;
@@ -63,12 +63,12 @@ void cut(int64_t row, int64_t steps, const uint8_t* reset, Segments segment, con
 
 }  // namespace
 
-MemoryPlan::MemoryPlan(const MemoryArguments& in)
-    : steps_(in.call.steps), bounds_(in.cu_seqlens), count_((steps_ + kChunk - 1) / kChunk) {
+MemoryPlan::MemoryPlan(const MemoryArguments& in, int64_t chunk)
+    : steps_(in.call.steps), chunk_(chunk), bounds_(in.cu_seqlens), count_((steps_ + chunk - 1) / chunk) {
     const int64_t rows = in.call.rows;
     const auto cut_all = [&](const auto& emit) {
         for (int64_t row = 0; row < rows; ++row)
-            cut(row, steps_, in.reset, {row, steps_, bounds_, in.call.streams},
+            cut(row, steps_, chunk_, in.reset, {row, steps_, bounds_, in.call.streams},
                 [&](const MemoryRun& run) { emit(row, run); });
     };
     int64_t total = 0;
@@ -78,7 +78,7 @@ MemoryPlan::MemoryPlan(const MemoryArguments& in)
     if (!made()) return;
     int64_t number = 0;
     cut_all([&](int64_t row, const MemoryRun& run) {
-        if (run.first % kChunk == 0) chunks_[row * count_ + run.first / kChunk] = number;
+        if (run.first % chunk_ == 0) chunks_[row * count_ + run.first / chunk_] = number;
         runs_[number++] = run;
     });
     chunks_[rows * count_] = number;

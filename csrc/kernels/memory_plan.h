@@ -19,19 +19,26 @@ struct MemoryArguments {
     const float* initial_state;
 };
 
+// How many steps of a call are worked on together. A rule that erases pays more for every pair of steps.
+inline int64_t chunk_size(const ssmn_memory_call& call) {
+    return call.rule == SSMN_HEBBIAN ? kChunk : kChunk / 2;
+}
+
+enum : int64_t { kGoOn = -1, kFresh = -2 };
+
 // Consecutive steps [first, last) of one row, at most a chunk, that share one starting state.
 struct MemoryRun {
     int64_t first;
     int64_t last;
-    int64_t begin;  // SSMN_GO_ON (at the edge of a chunk only), SSMN_BEGIN_FRESH, or the stream that begins here
-    int64_t end;    // the stream that ends here, or SSMN_GO_ON
+    int64_t begin;  // kGoOn (at the edge of a chunk only), kFresh (from zeros), or the stream that begins here
+    int64_t end;    // the stream that ends here, or kGoOn
 
     int64_t length() const { return last - first; }
 };
 
 class MemoryPlan {
   public:
-    explicit MemoryPlan(const MemoryArguments& in);
+    MemoryPlan(const MemoryArguments& in, int64_t chunk);
     ~MemoryPlan();
     MemoryPlan(const MemoryPlan&) = delete;
     MemoryPlan& operator=(const MemoryPlan&) = delete;
@@ -49,6 +56,7 @@ class MemoryPlan {
 
   private:
     int64_t steps_;
+    int64_t chunk_;
     const int64_t* bounds_;
     int64_t count_;  // chunks of a row
     MemoryRun* runs_ = nullptr;

@@ -120,7 +120,7 @@ SSMN_APART int64_t gate_run(
         steps.set(i, sum);
         if (open) {
             window.position[at + m] = static_cast<int32_t>(i);
-            window.write[at + m] = pass.eta[scalar];
+            window.write[at + m] = pass.eta == nullptr ? 1.0f : pass.eta[scalar];
             if (pass.erases) window.erase[at + m] = pass.erase[scalar];
             written.copy(m, steps, i);
             ++m;
@@ -160,7 +160,7 @@ inline void prepare_chunk(
     float* ratio,
     PrepareSpare spare,
     Ahead* ahead) {
-    const int64_t K = pass.key_width, stride = pass.key_stride, start = chunk * kChunk / kWindow * kWindow;
+    const int64_t K = pass.key_width, stride = pass.key_stride, start = chunk * pass.chunk / kWindow * kWindow;
     Sums steps{}, written{};
     for (const MemoryRun* run = pass.plan->first(lane.row, chunk); run < pass.plan->last(lane.row, chunk); ++run) {
         const int64_t at = run->first - start, n = run->length();
@@ -170,9 +170,9 @@ inline void prepare_chunk(
         const int64_t offset = pass.scalar(lane.row, run->first, lane.head) * K;
         float* q = window.q + at * stride;
         float* k = window.k + at * stride;
-        pack(n, K, pass.q, offset, pass.heads * K, pass.half, nullptr, q, stride);
+        if (pass.reads()) pack(n, K, pass.q, offset, pass.heads * K, pass.half, nullptr, q, stride);
         pack(m, K, pass.k, offset, pass.heads * K, pass.half, m == n ? nullptr : position, k, stride);
-        float* run_ratio = ratio + (run->first - chunk * kChunk) * kChunk;
+        float* run_ratio = ratio + (run->first - chunk * pass.chunk) * kChunk;
         fill_ratio(n, count, steps, written, run_ratio);
 
         Matrix left{q, stride}, right{k, stride};
@@ -181,10 +181,11 @@ inline void prepare_chunk(
         if constexpr (Pairs) {
             float* q_rows = window.q_rows + at * pass.key_pair_stride;
             float* k_rows = window.k_rows + at * pass.key_pair_stride;
-            narrow_rows(n, pass.keys, q, stride, q_rows, pass.key_pair_stride);
+            if (pass.reads()) narrow_rows(n, pass.keys, q, stride, q_rows, pass.key_pair_stride);
             narrow_rows(m, pass.keys, k, stride, k_rows, pass.key_pair_stride);
             pair_rows(m, pass.keys, nullptr, k, stride, window.k_pairs + at * stride, stride);
-            if (backward) pair_rows(n, pass.keys, nullptr, q, stride, window.q_pairs + at * stride, stride);
+            if (backward && pass.reads())
+                pair_rows(n, pass.keys, nullptr, q, stride, window.q_pairs + at * stride, stride);
             left = {q_rows, pass.key_pair_stride};
             right = {k_rows, pass.key_pair_stride};
             source = k_rows;
@@ -193,14 +194,16 @@ inline void prepare_chunk(
             columns = whole_vectors(terms);
         }
         transpose_block(m, columns, source, source_row, spare.keys, kChunk);
-        float* pairs = window.pairs + at * kChunk;
-        float* products = Pairs ? spare.products : pairs;
-        multiply_part<Pairs>(
-            n, [count](int64_t i, int64_t rows) { return count[i + rows - 1]; }, terms, left, spare.keys, kChunk,
-            {products, kChunk, 0.0f, nullptr, ahead});
-        weigh_pairs(n, count, run_ratio, products);
-        if (Pairs && backward) pair_rows(n, kChunk, nullptr, products, kChunk, pairs, kChunk);
-        if (Pairs && !backward) narrow_rows(n, kChunk, products, kChunk, pairs, kChunk / 2);
+        if (pass.reads()) {
+            float* pairs = window.pairs + at * kChunk;
+            float* products = Pairs ? spare.products : pairs;
+            multiply_part<Pairs>(
+                n, [count](int64_t i, int64_t rows) { return count[i + rows - 1]; }, terms, left, spare.keys, kChunk,
+                {products, kChunk, 0.0f, nullptr, ahead});
+            weigh_pairs(n, count, run_ratio, products);
+            if (Pairs && backward) pair_rows(n, kChunk, nullptr, products, kChunk, pairs, kChunk);
+            if (Pairs && !backward) narrow_rows(n, kChunk, products, kChunk, pairs, kChunk / 2);
+        }
         if (!pass.erases) continue;
         float* factor = window.factor + at * kChunk;
         multiply_part<Pairs>(

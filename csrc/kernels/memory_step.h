@@ -90,7 +90,7 @@ inline void step_lane(const Pass& pass, Lane lane, void* o, float* final_state, 
     const bool open = pass.opens(lane.row, 0, lane.head);
     const float decay = pass.log_decay[scalar];
     const float keep = open ? exp_nonpositive(broadcast(decay > kForgotten ? decay : kForgotten))[0] : 1.0f;
-    const float write = open ? pass.eta[scalar] : 0.0f;
+    const float write = open ? (pass.eta == nullptr ? 1.0f : pass.eta[scalar]) : 0.0f;
     const float erase = open && pass.erases ? pass.erase[scalar] : 0.0f;
     const float match = open ? dot_vectors(pass.keys, q, k) : 0.0f;
     const float* state = pass.starts(run) ? pass.initial_state + pass.stream_state(run.begin, lane.head) : nullptr;

@@ -10,7 +10,7 @@ namespace {
 
 // Brings window.state to what it is before the run.
 inline void start_run(const Pass& pass, const Window& window, Lane lane, const MemoryRun& run, Columns columns) {
-    if (run.begin == SSMN_GO_ON) return;
+    if (run.begin == kGoOn) return;
     if (pass.starts(run)) {
         load_state(pass, columns, pass.initial_state + pass.stream_state(run.begin, lane.head), window.state);
     } else {

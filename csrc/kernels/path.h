@@ -12,10 +12,6 @@ extern const Kernels kKernels;
 
 extern decltype(ssmn_memory) memory;
 extern decltype(ssmn_memory_backward) memory_backward;
-extern decltype(ssmn_memory_write) memory_write;
-extern decltype(ssmn_memory_write_backward) memory_write_backward;
-extern decltype(ssmn_memory_read) memory_read;
-extern decltype(ssmn_memory_read_backward) memory_read_backward;
 extern WindowForwardFunction window_forward;
 extern WindowBackwardFunction window_backward;
 

@@ -5,15 +5,24 @@
 
 #include <utility>
 
-#include "matrix.h"
+#include "vectors.h"
 
 namespace ssmn {
 namespace SSMN_PATH {
 namespace {
 
-// The rows of a tile of sums. With 32 registers 8 rows of two vectors leave room, and 8 divides a chunk.
 #define SSMN_APART inline __attribute__((noinline))
 
+// A view of a matrix: element (i, j) is data[i * row + j * column].
+struct Matrix {
+    const float* data;
+    int64_t row;
+    int64_t column = 1;
+
+    Matrix transposed() const { return {data, column, row}; }
+};
+
+// The rows of a tile of sums. With 32 registers 8 rows of two vectors leave room, and 8 divides a chunk.
 constexpr int64_t kRows = SSMN_LANES == 16 ? 8 : 6;
 
 // From the first to before the last of the terms of a sum.

@@ -1,3 +1,7 @@
+// The memory against a plain loop, in one call and written and read apart: rules, masks, resets, packing, widths off
+// every edge, float and bfloat16.
+#include <cstring>
+
 #include "ssmn.h"
 #include "testing.h"
 
@@ -5,173 +9,298 @@ using namespace testing;
 
 namespace {
 
+using Bytes = std::vector<uint8_t>;
+
 struct Case {
     std::string name;
-    ssmn_memory_sizes sizes;
-    bool erases;
-    Table begin, end;
-    Numbers q, k, v, write, erase, log_keep, initial_state;
+    ssmn_memory_call call;
+    Bytes mask, reset;
+    std::vector<int64_t> bounds;
+    bool has_state;
+    Numbers q, k, v, eta, log_decay, erase, initial_state;
 
-    Case(const std::string& name, const ssmn_memory_sizes& sizes, bool erases, Table begin, Table end, uint32_t seed)
-        : name(name), sizes(sizes), erases(erases), begin(std::move(begin)), end(std::move(end)) {
+    Case(const std::string& name, const ssmn_memory_call& call, bool has_state, uint32_t seed)
+        : name(name), call(call), has_state(has_state) {
         std::mt19937 random(seed);
-        q = normal(key_count(), random);
-        k = normal(key_count(), random);
-        for (double& x : k) x = static_cast<float>(x / std::sqrt(static_cast<double>(sizes.key_width)));
-        v = normal(value_count(), random);
-        write = normal(scalar_count(), random);
-        if (erases) erase = normal(scalar_count(), random);
-        for (double& x : erase) x = static_cast<float>(1.0 / (1.0 + std::exp(x)));
-        log_keep = normal(scalar_count(), random);
-        for (double& x : log_keep) x = static_cast<float>(-0.1 * std::exp(x));
-        initial_state = normal(sizes.streams * state_count(), random);
+        const auto inputs = [&](size_t count, double scale) {
+            Numbers values = normal(count, random);
+            for (double& x : values) x = rounded(x * scale);
+            return values;
+        };
+        const double scale = 1.0 / std::sqrt(static_cast<double>(call.key_width));
+        q = inputs(key_count(), 1.0);
+        k = inputs(key_count(), scale);
+        v = inputs(value_count(), 1.0);
+        eta = share(random);
+        erase = call.rule == SSMN_ERASE ? share(random) : Numbers{};
+        log_decay = normal(scalar_count(), random);
+        for (double& x : log_decay) x = static_cast<float>(-0.1 * std::exp(x));
+        if (has_state) initial_state = normal(call.streams * state_count(), random);
     }
 
-    size_t scalar_count() const { return sizes.rows * sizes.steps * sizes.heads; }
-    size_t key_count() const { return scalar_count() * sizes.key_width; }
-    size_t value_count() const { return scalar_count() * sizes.value_width; }
-    size_t state_count() const { return sizes.heads * sizes.key_width * sizes.value_width; }
-    size_t chunks() const { return (sizes.steps + ssmn_chunk_size() - 1) / ssmn_chunk_size(); }
+    // As the kernel is given it: a bfloat16 has 8 bits.
+    double rounded(double x) const {
+        if (call.half == 0) return static_cast<float>(x);
+        int exponent = 0;
+        const double fraction = std::frexp(x, &exponent);
+        return std::ldexp(std::nearbyint(fraction * 256.0), exponent - 8);
+    }
+    Numbers share(std::mt19937& random) const {
+        Numbers values = normal(scalar_count(), random);
+        for (double& x : values) x = static_cast<float>(1.0 / (1.0 + std::exp(x)));
+        return values;
+    }
+    void close_some(bool by_head, uint32_t seed) {
+        std::mt19937 random(seed);
+        call.mask_heads = static_cast<int32_t>(by_head ? call.heads : 1);
+        mask.resize(by_head ? scalar_count() : call.rows * call.steps);
+        for (uint8_t& open : mask) open = random() % 4 != 0;
+    }
+    void reset_some(uint32_t seed, int share) {
+        std::mt19937 random(seed);
+        reset.resize(call.rows * call.steps);
+        for (uint8_t& fresh : reset) fresh = random() % share == 0;
+    }
+
+    size_t scalar_count() const { return call.rows * call.steps * call.heads; }
+    size_t key_count() const { return scalar_count() * call.key_width; }
+    size_t value_count() const { return scalar_count() * call.value_width; }
+    size_t state_count() const { return call.heads * call.key_width * call.value_width; }
+    bool open(int64_t b, int64_t t, int64_t h) const {
+        const int64_t step = b * call.steps + t;
+        return mask.empty() || mask[call.mask_heads > 1 ? step * call.heads + h : step] != 0;
+    }
 };
 
 struct Result {
-    Numbers o, chunk_states, final_state;
+    Numbers o, final_state;
 };
 
 // The definition, step by step.
 Result loop(const Case& c) {
-    const int64_t T = c.sizes.steps, H = c.sizes.heads, K = c.sizes.key_width, V = c.sizes.value_width;
-    Result result{Numbers(c.value_count()), Numbers(c.sizes.rows * c.chunks() * c.state_count()), c.initial_state};
-    for (int64_t b = 0; b < c.sizes.rows; ++b)
+    const int64_t T = c.call.steps, H = c.call.heads, K = c.call.key_width, V = c.call.value_width;
+    Result result{Numbers(c.value_count()), Numbers(c.call.streams * c.state_count())};
+    Numbers& final_state = result.final_state;
+    for (int64_t n = 0; n < c.call.streams; ++n)
         for (int64_t h = 0; h < H; ++h) {
-            Numbers state(K * V);
-            for (int64_t t = 0; t < T; ++t) {
+            double* state = &final_state[(n * H + h) * K * V];
+            if (c.has_state) std::copy_n(&c.initial_state[(n * H + h) * K * V], K * V, state);
+            const int64_t b = c.bounds.empty() ? n : 0;
+            const int64_t first = c.bounds.empty() ? 0 : c.bounds[n], last = c.bounds.empty() ? T : c.bounds[n + 1];
+            for (int64_t t = first; t < last; ++t) {
                 const int64_t at = (b * T + t) * H + h;
-                if (t % ssmn_chunk_size() == 0) {
-                    const int64_t chunk = b * c.chunks() + t / ssmn_chunk_size();
-                    std::copy(state.begin(), state.end(), &result.chunk_states[(chunk * H + h) * K * V]);
-                }
-                const int32_t source = c.begin[b * T + t];
-                for (int64_t i = 0; i < K * V && source != SSMN_GO_ON; ++i)
-                    state[i] = source >= 0 ? c.initial_state[(source * H + h) * K * V + i] : 0.0;
+                if (!c.reset.empty() && c.reset[b * T + t] != 0) std::fill_n(state, K * V, 0.0);
+                const bool open = c.open(b, t, h);
+                const double write = open ? c.eta[at] : 0.0, keep = open ? std::exp(c.log_decay[at]) : 1.0;
+                double erase = 0.0;
+                if (open && c.call.rule == SSMN_DELTA) erase = c.eta[at];
+                if (open && c.call.rule == SSMN_ERASE) erase = c.erase[at];
                 for (int64_t j = 0; j < V; ++j) {
                     double recalled = 0.0;
-                    for (int64_t i = 0; i < K; ++i) recalled += c.k[at * K + i] * state[i * V + j];
-                    if (!c.erases) recalled = 0.0;
-                    const double erased = c.erases ? c.erase[at] * recalled : 0.0, keep = std::exp(c.log_keep[at]);
-                    double& o = result.o[at * V + j];
+                    for (int64_t i = 0; i < K && erase != 0.0; ++i) recalled += c.k[at * K + i] * state[i * V + j];
                     for (int64_t i = 0; i < K; ++i) {
                         double& s = state[i * V + j];
                         const double key = c.k[at * K + i];
-                        s = keep * (s - erased * key) + c.write[at] * key * c.v[at * V + j];
-                        o += s * c.q[at * K + i];
+                        s = keep * (s - erase * recalled * key) + write * key * c.v[at * V + j];
+                        result.o[at * V + j] += s * c.q[at * K + i];
                     }
                 }
-                const int32_t stream = c.end[b * T + t];
-                if (stream >= 0) std::copy(state.begin(), state.end(), &result.final_state[(stream * H + h) * K * V]);
             }
         }
     return result;
 }
 
-void run(Case c, int32_t threads) {
-    const std::string name = c.name + (c.erases ? ", erase" : "") + ", " + std::to_string(threads) + " threads";
-    const Floats q = floats(c.q), k = floats(c.k), v = floats(c.v), write = floats(c.write), erase = floats(c.erase);
-    const Floats log_keep = floats(c.log_keep), initial = floats(c.initial_state);
-    const float* erase_or_null = c.erases ? erase.data() : nullptr;
-    const Result expected = loop(c);
+// An array as the kernel stores it.
+struct Stored {
+    bool half;
+    Floats wide;
+    std::vector<uint16_t> narrow;
 
-    Floats u = poisoned(v.size()), chunk_states = poisoned(expected.chunk_states.size());
-    Floats final_state = poisoned(initial.size()), o = poisoned(v.size());
-    check(
-        ssmn_memory_write(
-            &c.sizes, k.data(), v.data(), write.data(), erase_or_null, log_keep.data(), c.begin.data(), c.end.data(),
-            initial.data(), u.data(), chunk_states.data(), final_state.data(), threads) == SSMN_OK,
-        name + ": write");
-    check(
-        ssmn_memory_read(
-            &c.sizes, q.data(), k.data(), u.data(), log_keep.data(), c.begin.data(), initial.data(),
-            chunk_states.data(), o.data(), threads) == SSMN_OK,
-        name + ": read");
-    check_close(o, expected.o, name + ": o");
-    check_close(chunk_states, expected.chunk_states, name + ": chunk_states");
-    check_close(final_state, expected.final_state, name + ": final_state");
+    Stored(const Numbers& values, bool half) : half(half), wide(floats(values)) {
+        if (!half) return;
+        narrow.resize(wide.size());
+        for (size_t i = 0; i < wide.size(); ++i) {
+            uint32_t bits;
+            std::memcpy(&bits, &wide[i], sizeof bits);
+            narrow[i] = static_cast<uint16_t>(bits >> 16);
+        }
+    }
+    Stored(size_t size, bool half) : Stored(Numbers(size, std::numeric_limits<double>::quiet_NaN()), half) {}
 
-    std::mt19937 random(7);
-    const Numbers on_o = normal(o.size(), random), on_chunks = normal(chunk_states.size(), random);
-    const Numbers on_final = normal(final_state.size(), random);
-    const auto loss = [&] {
-        const Result result = loop(c);
-        return inner(result.o, on_o) + inner(result.chunk_states, on_chunks) + inner(result.final_state, on_final);
-    };
-    Floats d_q = poisoned(q.size()), d_k = poisoned(k.size()), d_u = poisoned(u.size());
-    Floats d_log_keep = poisoned(log_keep.size()), d_initial = poisoned(initial.size());
-    Floats d_chunks = poisoned(chunk_states.size());
-    ssmn_memory_read_backward(
-        &c.sizes, q.data(), k.data(), u.data(), log_keep.data(), c.begin.data(), initial.data(), chunk_states.data(),
-        floats(on_o).data(), d_q.data(), d_k.data(), d_u.data(), d_log_keep.data(), d_initial.data(), d_chunks.data(),
-        threads);
-    for (size_t i = 0; i < d_chunks.size(); ++i) d_chunks[i] += static_cast<float>(on_chunks[i]);
-    Floats d_k2 = poisoned(k.size()), d_v = poisoned(v.size()), d_write = poisoned(write.size());
-    Floats d_erase = poisoned(erase.size()), d_log_keep2 = poisoned(log_keep.size());
-    Floats d_initial2 = poisoned(initial.size());
-    ssmn_memory_write_backward(
-        &c.sizes, k.data(), v.data(), write.data(), erase_or_null, log_keep.data(), c.begin.data(), c.end.data(),
-        initial.data(), u.data(), chunk_states.data(), d_u.data(), d_chunks.data(), floats(on_final).data(),
-        d_k2.data(), d_v.data(), d_write.data(), c.erases ? d_erase.data() : nullptr, d_log_keep2.data(),
-        d_initial2.data(), threads);
-    const auto add = [](Floats& to, const Floats& from) {
-        for (size_t i = 0; i < to.size(); ++i) to[i] += from[i];
-    };
-    add(d_k, d_k2);
-    add(d_log_keep, d_log_keep2);
-    add(d_initial, d_initial2);
-    check_gradient(d_q, c.q, loss, random, name + ": d_q");
-    check_gradient(d_k, c.k, loss, random, name + ": d_k");
-    check_gradient(d_v, c.v, loss, random, name + ": d_v");
-    check_gradient(d_write, c.write, loss, random, name + ": d_write");
-    if (c.erases) check_gradient(d_erase, c.erase, loss, random, name + ": d_erase");
-    check_gradient(d_log_keep, c.log_keep, loss, random, name + ": d_log_keep");
-    check_gradient(d_initial, c.initial_state, loss, random, name + ": d_initial_state");
+    void* data() { return half ? static_cast<void*>(narrow.data()) : static_cast<void*>(wide.data()); }
+    Floats values() const {
+        if (!half) return wide;
+        Floats result(narrow.size());
+        for (size_t i = 0; i < narrow.size(); ++i) {
+            const uint32_t bits = static_cast<uint32_t>(narrow[i]) << 16;
+            std::memcpy(&result[i], &bits, sizeof bits);
+        }
+        return result;
+    }
+};
+
+struct Outcome {
+    std::vector<Floats> arrays;
+};
+
+const char* const kNames[] = {"o",       "final_state",    "d_q", "d_k", "d_v", "d_eta", "d_log_decay",
+                              "d_erase", "d_initial_state"};
+
+Outcome compute(const Case& c, const Numbers& on_o, const Numbers& on_final, int32_t threads) {
+    const bool half = c.call.half != 0, erases = c.call.rule == SSMN_ERASE;
+    Stored q(c.q, half), k(c.k, half), v(c.v, half), o(c.value_count(), half), d_o(on_o, half);
+    Stored d_q(c.key_count(), half), d_k(c.key_count(), half), d_v(c.value_count(), half);
+    const Floats eta = floats(c.eta), log_decay = floats(c.log_decay), erase = floats(c.erase);
+    const Floats initial = floats(c.initial_state), d_final = floats(on_final);
+    const int64_t window = ssmn_memory_window(), windows = (c.call.steps + window - 1) / window;
+    Floats states = poisoned(c.call.rows * std::max<int64_t>(0, windows - 1) * c.state_count());
+    Floats final_state = poisoned(c.call.streams * c.state_count());
+    Floats d_eta = poisoned(eta.size()), d_log_decay = poisoned(eta.size()), d_erase = poisoned(erase.size());
+    Floats d_initial = poisoned(initial.size());
+    const auto given = [](const auto& array) { return array.empty() ? nullptr : array.data(); };
+    const float* erase_or_null = erases ? erase.data() : nullptr;
+    const float* state_or_null = c.has_state ? initial.data() : nullptr;
+    check(
+        ssmn_memory(
+            &c.call, q.data(), k.data(), v.data(), eta.data(), log_decay.data(), erase_or_null, given(c.mask),
+            given(c.reset), given(c.bounds), state_or_null, o.data(), nullptr, states.data(), final_state.data(),
+            threads) == SSMN_OK,
+        c.name + ": forward");
+    check(
+        ssmn_memory_backward(
+            &c.call, q.data(), k.data(), v.data(), eta.data(), log_decay.data(), erase_or_null, given(c.mask),
+            given(c.reset), given(c.bounds), state_or_null, states.data(), d_o.data(), nullptr, d_final.data(),
+            d_q.data(), d_k.data(), d_v.data(), d_eta.data(), d_log_decay.data(), erases ? d_erase.data() : nullptr,
+            c.has_state ? d_initial.data() : nullptr, threads) == SSMN_OK,
+        c.name + ": backward");
+    return {
+        {o.values(), final_state, d_q.values(), d_k.values(), d_v.values(), d_eta, d_log_decay, d_erase, d_initial}};
 }
 
-void run_all(const std::string& name, const ssmn_memory_sizes& sizes, const Table& begin, const Table& end) {
-    for (bool erases : {false, true})
-        for (int32_t threads : {1, 3}) run(Case(name, sizes, erases, begin, end, 1), threads);
+// The same by a call that writes and a call that reads. The gradients of what both are given add up.
+Outcome compute_apart(const Case& c, const Numbers& on_o, const Numbers& on_final, int32_t threads) {
+    const bool half = c.call.half != 0, erases = c.call.rule == SSMN_ERASE;
+    Stored q(c.q, half), k(c.k, half), v(c.v, half), u(c.value_count(), half), o(c.value_count(), half),
+        d_o(on_o, half);
+    Stored d_q(c.key_count(), half), d_k(c.key_count(), half), d_k_read(c.key_count(), half);
+    Stored d_v(c.value_count(), half), d_u(c.value_count(), half);
+    const Floats eta = floats(c.eta), log_decay = floats(c.log_decay), erase = floats(c.erase);
+    const Floats initial = floats(c.initial_state), d_final = floats(on_final);
+    const int64_t window = ssmn_memory_window(), windows = (c.call.steps + window - 1) / window;
+    const size_t stored = c.call.rows * std::max<int64_t>(0, windows - 1) * c.state_count();
+    Floats states = poisoned(stored), read_states = poisoned(stored);
+    Floats final_state = poisoned(c.call.streams * c.state_count());
+    Floats d_eta = poisoned(eta.size()), d_erase = poisoned(erase.size());
+    Floats d_log_decay = poisoned(eta.size()), d_log_decay_read = poisoned(eta.size());
+    Floats d_initial = poisoned(initial.size()), d_initial_read = poisoned(initial.size());
+    const auto given = [](const auto& array) { return array.empty() ? nullptr : array.data(); };
+    const float* erase_or_null = erases ? erase.data() : nullptr;
+    const float* state_or_null = c.has_state ? initial.data() : nullptr;
+    ssmn_memory_call reading = c.call;
+    reading.rule = SSMN_HEBBIAN;
+    check(
+        ssmn_memory(
+            &c.call, nullptr, k.data(), v.data(), eta.data(), log_decay.data(), erase_or_null, given(c.mask),
+            given(c.reset), given(c.bounds), state_or_null, nullptr, u.data(), states.data(), final_state.data(),
+            threads) == SSMN_OK,
+        c.name + ": write");
+    check(
+        ssmn_memory(
+            &reading, q.data(), k.data(), u.data(), nullptr, log_decay.data(), nullptr, given(c.mask), given(c.reset),
+            given(c.bounds), state_or_null, o.data(), nullptr, read_states.data(), nullptr, threads) == SSMN_OK,
+        c.name + ": read");
+    check(
+        ssmn_memory_backward(
+            &reading, q.data(), k.data(), u.data(), nullptr, log_decay.data(), nullptr, given(c.mask), given(c.reset),
+            given(c.bounds), state_or_null, read_states.data(), d_o.data(), nullptr, nullptr, d_q.data(),
+            d_k_read.data(), d_u.data(), nullptr, d_log_decay_read.data(), nullptr,
+            c.has_state ? d_initial_read.data() : nullptr, threads) == SSMN_OK,
+        c.name + ": read, backward");
+    check(
+        ssmn_memory_backward(
+            &c.call, nullptr, k.data(), v.data(), eta.data(), log_decay.data(), erase_or_null, given(c.mask),
+            given(c.reset), given(c.bounds), state_or_null, states.data(), nullptr, d_u.data(), d_final.data(), nullptr,
+            d_k.data(), d_v.data(), d_eta.data(), d_log_decay.data(), erases ? d_erase.data() : nullptr,
+            c.has_state ? d_initial.data() : nullptr, threads) == SSMN_OK,
+        c.name + ": write, backward");
+    const auto sum = [](Floats x, const Floats& y) {
+        for (size_t i = 0; i < x.size(); ++i) x[i] += y[i];
+        return x;
+    };
+    return {
+        {o.values(), final_state, d_q.values(), sum(d_k.values(), d_k_read.values()), d_v.values(), d_eta,
+         sum(d_log_decay, d_log_decay_read), d_erase, sum(d_initial, d_initial_read)}};
+}
+
+bool same(const Outcome& x, const Outcome& y) {
+    for (size_t i = 0; i < x.arrays.size(); ++i) {
+        const size_t bytes = x.arrays[i].size() * sizeof(float);
+        if (bytes > 0 && std::memcmp(x.arrays[i].data(), y.arrays[i].data(), bytes) != 0) return false;
+    }
+    return true;
+}
+
+void run(Case c) {
+    const char* const rules[] = {"hebbian", "delta", "erase"};
+    c.name += std::string(", ") + rules[c.call.rule] + (c.call.half != 0 ? ", bfloat16" : "");
+    std::mt19937 random(7);
+    Numbers on_o = normal(c.value_count(), random);
+    for (double& x : on_o) x = c.rounded(x);
+    const Numbers on_final = normal(c.call.streams * c.state_count(), random);
+    const double allowed = c.call.half != 0 ? 2e-2 : kTolerance;
+    const Result expected = loop(c);
+    const auto loss = [&] {
+        const Result result = loop(c);
+        return inner(result.o, on_o) + inner(result.final_state, on_final);
+    };
+    Numbers* const inputs[] = {&c.q, &c.k, &c.v, &c.eta, &c.log_decay, &c.erase, &c.initial_state};
+    for (const auto& [way, name] : {std::pair{compute, c.name}, std::pair{compute_apart, c.name + ", apart"}}) {
+        const Outcome got = way(c, on_o, on_final, 1);
+        for (int32_t threads : {2, 3}) check(same(got, way(c, on_o, on_final, threads)), name + ": other threads");
+        check_close(got.arrays[0], expected.o, name + ": o", allowed);
+        check_close(got.arrays[1], expected.final_state, name + ": final_state", allowed);
+        for (size_t i = 0; i < 7; ++i)
+            if (!inputs[i]->empty())
+                check_gradient(got.arrays[i + 2], *inputs[i], loss, random, name + ": " + kNames[i + 2], allowed);
+    }
+}
+
+void run_rules(
+    const std::string& name, ssmn_memory_call call, bool has_state, const std::function<void(Case&)>& change) {
+    for (int32_t half : {0, 1})
+        for (int32_t rule : {SSMN_HEBBIAN, SSMN_DELTA, SSMN_ERASE}) {
+            call.half = half;
+            call.rule = rule;
+            Case c(name, call, has_state, 1);
+            change(c);
+            run(c);
+        }
 }
 
 }  // namespace
 
 int main() {
-    const int64_t C = ssmn_chunk_size();
-    for (int64_t steps : {int64_t{0}, int64_t{1}, int64_t{17}, C, C + 1, 2 * C + 5}) {
-        Table begin(2 * steps, SSMN_GO_ON), end(2 * steps, SSMN_GO_ON);
-        for (int32_t row = 0; row < 2 && steps > 0; ++row) begin[row * steps] = end[(row + 1) * steps - 1] = row;
-        run_all("steps " + std::to_string(steps), {2, steps, 3, 5, 9, 2}, begin, end);
-    }
-    {
-        Table begin, end;
-        int32_t stream = 0;
-        for (int64_t length : {int64_t{0}, int64_t{1}, C - 1, int64_t{7}, C + 1, int64_t{0}, int64_t{20}}) {
-            const size_t first = begin.size();
-            begin.resize(first + length, SSMN_GO_ON);
-            end.resize(first + length, SSMN_GO_ON);
-            if (length > 0) begin[first] = end.back() = stream;
-            ++stream;
-        }
-        run_all("packed", {1, static_cast<int64_t>(begin.size()), 2, 9, 5, stream}, begin, end);
-    }
-    {
-        const int64_t steps = C + 11;
-        Table begin(2 * steps, SSMN_GO_ON), end(2 * steps, SSMN_GO_ON);
-        begin[5] = begin[6] = begin[C] = begin[steps + 9] = SSMN_BEGIN_FRESH;
-        begin[steps + 30] = 1;
-        end[3] = 2;
-        end[4] = 0;
-        end[steps + 40] = 3;
-        run_all("resets and early ends", {2, steps, 2, 8, 3, 4}, begin, end);
-    }
-    run_all("no rows", {0, 12, 2, 4, 3, 2}, {}, {});
-    run_all("no streams", {1, 12, 2, 4, 3, 0}, Table(12, SSMN_GO_ON), Table(12, SSMN_GO_ON));
+    const int64_t C = ssmn_chunk_size(), P = ssmn_memory_window();
+    const auto plain = [](Case&) {};
+    for (int64_t steps : {int64_t{0}, int64_t{1}, int64_t{2}, int64_t{17}, C, C + 1, P + C + 5})
+        run_rules("steps " + std::to_string(steps), {2, steps, 3, 5, 9, 2, 0, 0, 1}, steps % 2 == 0, plain);
+    run_rules("one step with a mask", {3, 1, 2, 7, 19, 3, 0, 0, 1}, true, [](Case& c) { c.close_some(true, 3); });
+    for (int64_t V : {63, 65, 130}) run_rules("V " + std::to_string(V), {1, C + 3, 1, 33, V, 1, 0, 0, 1}, true, plain);
+    run_rules("wide keys", {1, C + 9, 1, 131, 16, 1, 0, 0, 1}, true, plain);
+    for (bool by_head : {false, true})
+        run_rules("mask", {2, 2 * C + 7, 3, 8, 5, 2, 0, 0, 1}, true, [by_head](Case& c) { c.close_some(by_head, 2); });
+    run_rules("resets", {2, P + 70, 1, 6, 20, 2, 0, 0, 1}, true, [](Case& c) { c.reset_some(4, 50); });
+    run_rules("many resets", {1, C + 20, 2, 6, 3, 1, 0, 0, 1}, false, [](Case& c) { c.reset_some(5, 3); });
+    std::vector<int64_t> bounds{0};
+    for (int64_t length : {int64_t{0}, int64_t{1}, C - 1, int64_t{7}, C + 1, int64_t{0}, int64_t{20}, int64_t{0}})
+        bounds.push_back(bounds.back() + length);
+    const int64_t streams = static_cast<int64_t>(bounds.size()) - 1;
+    for (bool has_state : {false, true})
+        run_rules("packed", {1, bounds.back(), 2, 9, 5, streams, 0, 0, 1}, has_state, [&bounds](Case& c) {
+            c.bounds = bounds;
+            c.close_some(false, 6);
+            c.reset_some(8, 30);
+        });
+    run_rules("no rows", {0, 12, 2, 4, 3, 0, 0, 0, 1}, false, plain);
     return report("memory");
 }

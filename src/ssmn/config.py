@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, get_args
 
-from ssmn.errors import ConfigError, RangeError
+from ssmn.errors import ConfigError, RangeError, ShapeError
 
 UpdateRule = Literal["hebbian", "delta", "erase"]
 Pairing = Literal["previous", "same"]
@@ -339,6 +339,9 @@ class Plasticity:
     """Replaces the base λ of every head, in [0, 1); the data dependence is kept."""
     write_threshold: Any = None
     """Replaces the model's write threshold, in [0, 1]."""
+    chat_rounds: int | None = None
+    """Rounds of internal chat in this call, at most the model's: the first ones, their reads weighed as among
+    themselves; None = all. One number for the whole call."""
     output_eta: Any = None
     """Replaces η of the output memory (≥ 0), if the model has one; 0 stops its writing, not its decay."""
     output_decay: Any = None
@@ -366,8 +369,28 @@ class Plasticity:
                 if not math.isfinite(number) or outside:
                     end = ")" if is_decay or high == math.inf else "]"
                     raise RangeError(f"Plasticity: {name}={value!r}; wanted finite numbers in [{low:g}, {high:g}{end}.")
+        rounds = self.chat_rounds
+        if rounds is not None and (isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 0):
+            raise RangeError(f"Plasticity: chat_rounds={rounds!r}; wanted a whole number of at least 0, or None.")
         if not isinstance(self.frozen, bool):
             raise RangeError(f"Plasticity: frozen={self.frozen!r}; wanted true or false.")
+
+    def per_row(self, rows: int) -> list[Plasticity]:
+        """The setting of each of `rows` streams, in plain numbers.
+
+        Raises:
+            ShapeError: A field has another number of values than there are rows.
+        """
+        columns = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            values = [value] if value is None or isinstance(value, bool) else _numbers(value)
+            if len(values) not in (1, rows):
+                raise ShapeError(
+                    f"Plasticity: {field.name} has {len(values)} numbers; wanted one, or one per row ({rows})."
+                )
+            columns[field.name] = values if len(values) == rows else [*values] * rows
+        return [Plasticity(**{name: column[row] for name, column in columns.items()}) for row in range(rows)]
 
 
 def _numbers(value: Any) -> Sequence[float]:

@@ -20,10 +20,10 @@ import ssmn
 from ssmn.errors import BackendError
 
 CHUNK = 64
-"""C, the steps between two stored states of the memory; the library must agree."""
+"""C, the steps of the memory that are worked on together, at most; the library must agree."""
 
 MEMORY_WINDOW = 512
-"""P, the steps between two states that the fused memory stores; the library must agree."""
+"""P, the steps between two states that the memory stores; the library must agree."""
 
 KERNELS_VARIABLE = "SSMN_KERNELS"
 """The environment variable that names the kernels to use."""
@@ -35,12 +35,6 @@ _imported_by = os.getpid()
 
 ENGINE_BUSY, NOT_FINITE, UNKNOWN_TOKEN = 3, 4, 5
 """What `ssmn_engine_run` returns when it refuses."""
-
-
-class MemorySizes(Structure):
-    """`ssmn_memory_sizes`."""
-
-    _fields_ = [(name, c_int64) for name in ("rows", "steps", "heads", "key_width", "value_width", "streams")]
 
 
 class MemoryCall(Structure):
@@ -126,12 +120,8 @@ def _pointers(count: int) -> list[type]:
 
 
 _KERNELS: dict[str, list[type]] = {
-    "ssmn_memory": [POINTER(MemoryCall), *_pointers(13), c_int32],
-    "ssmn_memory_backward": [POINTER(MemoryCall), *_pointers(20), c_int32],
-    "ssmn_memory_write": [POINTER(MemorySizes), *_pointers(11), c_int32],
-    "ssmn_memory_write_backward": [POINTER(MemorySizes), *_pointers(19), c_int32],
-    "ssmn_memory_read": [POINTER(MemorySizes), *_pointers(8), c_int32],
-    "ssmn_memory_read_backward": [POINTER(MemorySizes), *_pointers(14), c_int32],
+    "ssmn_memory": [POINTER(MemoryCall), *_pointers(14), c_int32],
+    "ssmn_memory_backward": [POINTER(MemoryCall), *_pointers(21), c_int32],
     "ssmn_window_attention": [
         POINTER(WindowSizes), c_int32, *_pointers(10), c_float, c_double, *_pointers(5), c_int32
     ],

@@ -356,3 +356,58 @@ def _series_styles(names: Sequence[str], ours: Collection[str], look: Look) -> d
 
 def _short(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def spread_lines(
+    panels: Mapping[str, Mapping[str, Mapping[float, Sequence[float]]]],
+    look: Look = Look(),
+    x_label: str = "",
+    y_label: str = "",
+    *,
+    x_log: bool = True,
+    y_range: tuple[float, float] | None = (0.0, 1.03),
+) -> Figure:
+    """Lines of medians over seeds, from the lowest to the highest seed shaded: a panel for each group.
+
+    Args:
+        panels: By title, then by the name of the line, the values of all seeds at each x.
+        look: Where it is to be seen.
+        x_label: Name and unit of the horizontal axis.
+        y_label: Name and unit of the vertical axis.
+        x_log: Whether x is on a log axis.
+        y_range: Ends of the vertical axis, the same for all panels; None = from the data.
+
+    Raises:
+        RangeError: There is nothing to draw.
+    """
+    if not any(panels.values()):
+        raise RangeError("plots: there are no lines; wanted at least one with a value.")
+    columns = 1 if look.narrow else min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
+    styles = _series_styles(names, names[:1], look)
+    with _figure(look, 1.3 + 3.3 * rows, (rows, columns), sharey=True) as (drawing, axes):
+        for axis, (title, lines) in zip(axes.flat, panels.items(), strict=False):
+            for name, points in lines.items():
+                at = sorted(points)
+                middle = [sorted(points[x])[len(points[x]) // 2] for x in at]
+                axis.plot(at, middle, **styles[name])
+                low, high = [min(points[x]) for x in at], [max(points[x]) for x in at]
+                axis.fill_between(at, low, high, color=styles[name]["color"], alpha=0.15, linewidth=0)
+            if x_log:
+                axis.set_xscale("log")
+                axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+            if y_range is not None:
+                axis.set_ylim(*y_range)
+            axis.set_title("\n".join(textwrap.wrap(title, 44)))
+            axis.set_xlabel(x_label)
+        for axis in axes[:, 0]:
+            axis.set_ylabel(y_label)
+        for axis in axes.flat[len(panels) :]:
+            axis.set_visible(False)
+        found = {}
+        for axis in axes.flat:
+            found |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+        wanted = 1 if look.narrow else 3
+        drawing.legend(found.values(), found.keys(), loc="outside lower left", ncols=wanted, handlelength=3.2)
+    return drawing

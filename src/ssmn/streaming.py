@@ -121,6 +121,32 @@ def token_bits(
     return bits
 
 
+def token_pieces(tokenizer: Tokenizer, source: ByteSource) -> Iterator[np.ndarray]:
+    """The tokens of a text as it arrives, some thousand at a time, in constant memory.
+
+    Args:
+        tokenizer: What to encode with.
+        source: UTF-8 text (any bytes for the byte tokenizer); read until it ends.
+
+    Returns:
+        An iterator of token numbers, [T] each.
+
+    Raises:
+        FileError: A line is not UTF-8; what came before it has been given.
+
+    Example:
+        >>> import io
+        >>> from ssmn.streaming import token_pieces
+        >>> from ssmn.training import Tokenizer
+        >>> pieces = token_pieces(Tokenizer.for_bytes(), io.BytesIO(b"a\\nbc"))
+        >>> [token for piece in pieces for token in piece.tolist()]
+        [97, 10, 98, 99]
+    """
+    lines = _Lines(source)
+    for batch in _batches(_encoded(lines, tokenizer), lines, lambda item: len(item[1])):
+        yield np.concatenate([tokens for _, tokens in batch])
+
+
 def surprise_bits(logits: Tensor, targets: Tensor) -> Tensor:
     """−log2 p of the targets: logits [.., vocabulary], targets [..] to [..]."""
     nats = torch.nn.functional.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), reduction="none")
@@ -224,7 +250,7 @@ def byte_surprise(
     offset = 0
     for _, tokens, bits in _surprise(stream, tokenizer, source, plasticity):
         lengths = tokenizer.byte_lengths[tokens]
-        shares = np.repeat(bits / lengths, lengths)
+        shares = np.repeat(bits / np.maximum(lengths, 1), lengths)
         for byte, share in zip(tokenizer.decode_bytes(tokens), shares.tolist(), strict=True):
             yield ByteSurprise(offset, byte, share)
             offset += 1
@@ -235,7 +261,7 @@ def _surprise(
 ) -> Iterator[tuple[bytes, np.ndarray, np.ndarray]]:
     """Each line (or piece of a very long one) with its tokens and their bits."""
     lines = _Lines(source)
-    last = tokenizer.encode("\n")
+    last = tokenizer.line_end
     for batch in _batches(_encoded(lines, tokenizer), lines, lambda item: len(item[1])):
         tokens = np.concatenate([last, *(piece for _, piece in batch)])
         bits = token_bits(stream, tokens, plasticity=plasticity)

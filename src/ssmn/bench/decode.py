@@ -35,6 +35,8 @@ from ssmn.config import SSMNConfig, TextSSMNConfig
 from ssmn.errors import RangeError
 
 EAGER = ("float32", "bfloat16")
+SPIN = "arithmetic of that length"
+"""What the machine itself does to a step that touches no memory."""
 ROOM = 2_048
 """Positions of a rival's context beyond the one that is measured: its pieces are copied whole."""
 
@@ -61,7 +63,8 @@ def decode(
     same in torch, and SmolLM2-135M itself by llama.cpp where that is installed. The candidates take turns,
     some tokens at a time; so does a read of more memory than the caches hold. A share of the floor is
     the bytes of the weights per second, divided by that read's. The small controller reads vectors on one
-    thread; every step is timed by itself.
+    thread; every step is timed by itself, and beside it arithmetic that takes as long and touches no memory: its
+    slowest hundredth is the machine's own.
 
     Args:
         depths: Positions of the stream.
@@ -212,29 +215,46 @@ def _controller(
             runners.append(EagerRunner(build(shape), "float32"))
         for depth in sorted({depths[0], depths[-1]}):
             times: dict[str, list[float]] = {runner.who: [] for runner in runners}
+            times[SPIN] = []
+            spin = None
             for runner in runners:
                 runner.place(depth)
             for turn in range(repeats + 1):
                 progress(f"{shape}, position {depth:,}, turn {turn} of {repeats}")
                 for runner in runners:
-                    found = _step_times(
-                        runner, inputs if isinstance(runner, EngineRunner) else inputs[: steps // 10 + 1]
-                    )
+                    few = inputs if isinstance(runner, EngineRunner) else inputs[: steps // 10 + 1]
+                    found = _step_times(runner.step, few)
                     times[runner.who] += found if turn else []
-            for runner in runners:
-                runs, ours = times[runner.who], isinstance(runner, EngineRunner)
+                    if spin is None:
+                        spin = _spin(statistics.median(found))
+                times[SPIN] += _step_times(spin, inputs) if spin and turn else []
+            engines = [runner.who for runner in runners if isinstance(runner, EngineRunner)]
+            for who, runs in times.items() if runners else ():
+                rival = who not in (*engines, SPIN)
                 yield Figure(
-                    panel=f"one step of the small controller, {shape}, 1 thread", length=depth, who=runner.who,
-                    unit="µs", ours=ours, against=runners[0].who if not ours and len(runners) > 1 else None,
+                    panel=f"one step of the small controller, {shape}, 1 thread", length=depth, who=who, unit="µs",
+                    ours=who in engines, against=engines[0] if rival and engines else None,
                     **spread(runs), details={"99 % below, µs": float(np.quantile(runs, 0.99))},
                 )  # fmt: skip
     finally:
         torch.set_num_threads(threads)
 
 
-def _step_times(runner: Runner, inputs: np.ndarray) -> list[float]:
+def _spin(wanted: float) -> Callable[[object], object]:
+    """Arithmetic that takes about `wanted` microseconds: a power modulo a prime, in numbers of a few words."""
+    prime, bits = (1 << 127) - 1, 4_096
+
+    def power(bits: int) -> Callable[[object], object]:
+        exponent = (1 << bits) - 1
+        return lambda _: pow(3, exponent, prime)
+
+    taken = statistics.median(_step_times(power(bits), np.zeros(64)))
+    return power(max(1, round(bits * wanted / taken)))
+
+
+def _step_times(step: Callable[[Any], object], inputs: np.ndarray) -> list[float]:
     """Microseconds of every step."""
-    clock, step, times = time.perf_counter_ns, runner.step, []
+    clock, times = time.perf_counter_ns, []
     for x in inputs:
         start = clock()
         step(x)

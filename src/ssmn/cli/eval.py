@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +16,7 @@ from ssmn.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from ssmn.config import Plasticity
     from ssmn.models import SSMN, TextSSMN
 
 Row = dict[str, Any]
@@ -35,6 +37,13 @@ def command(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Change a setting; may be repeated.")
     ] = None,
+    preset: options.Preset = None,
+    frozen: options.Frozen = False,
+    eta: options.Eta = None,
+    eta_scale: options.EtaScale = 1.0,
+    decay: options.Decay = None,
+    decay_scale: options.DecayScale = 1.0,
+    write_threshold: options.WriteThreshold = None,
     output_memory: options.OutputMemory = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines in place of a table.")] = False,
     threads: options.Threads = None,
@@ -43,22 +52,28 @@ def command(
     """Measure a trained model, or train a shipped configuration and check what it promises.
 
     Every figure comes with its control: the same model with the memory frozen, so that nothing is
-    written while it reads.
+    written while it reads. The options of plasticity change how the other one learns.
 
     \b
     Example:
         ssmn eval runs/book --text other-book.txt
+        ssmn eval runs/book --text other-book.txt --plasticity long-term
         ssmn eval runs/mqar --task mqar --set task.pairs=64
         ssmn eval --config mqar --seeds 3
     """
     if (model is None) == (config is None):
         raise typer.BadParameter("give the folder of a model, or --config with settings to train.")
     options.use_threads(threads)
+    if config is not None and options.plasticity(preset, frozen, eta, eta_scale, decay, decay_scale, write_threshold):
+        raise typer.BadParameter(
+            "--config trains and measures as configured; set model.plasticity_eta and so on by --set."
+        )
     if config is not None:
         rows = list(_examine(config, seeds, out, overrides or [], quiet))
     else:
         assert model is not None
-        rows = _evaluate(model, text, limit, task, overrides or [], output_memory)
+        settings = options.plasticity(preset, frozen, eta, eta_scale, decay, decay_scale, write_threshold)
+        rows = _evaluate(model, text, limit, task, overrides or [], settings, output_memory)
     _print(rows, as_json)
     if any(row.get("met") is False for row in rows):
         raise typer.Exit(1)
@@ -85,13 +100,21 @@ def _examine(config: str, seeds: int, out: Path | None, overrides: list[str], qu
 
 
 def _evaluate(
-    folder: Path, text: Path | None, limit: int | None, task: str | None, overrides: list[str], output_memory: bool
+    folder: Path,
+    text: Path | None,
+    limit: int | None,
+    task: str | None,
+    overrides: list[str],
+    settings: Plasticity | None,
+    output_memory: bool,
 ) -> list[Row]:
     from ssmn.config import Plasticity
 
-    controls: dict[str, Plasticity | None] = {"on": None, "frozen": Plasticity(frozen=True)}
-    if output_memory:
-        controls = {"on, and of the output": None, "on": Plasticity(output_eta=0.0), "frozen": Plasticity(frozen=True)}
+    controls: dict[str, Plasticity | None] = {} if settings is not None and settings.frozen else {"on": settings}
+    if output_memory and controls:
+        without = dataclasses.replace(settings or Plasticity(), output_eta=0.0)
+        controls = {"on, and of the output": settings, "on": without}
+    controls["frozen"] = Plasticity(frozen=True)
     model = options.load(folder, output_memory)
     if text is not None:
         if model.config.kind != "text":

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
-from ssmn.config import Plasticity
+from ssmn.config import LONG_TERM, SHORT_TERM, Plasticity
 from ssmn.errors import FileError, RangeError
 from ssmn.files import read_config
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from ssmn.models import SSMN, TextSSMN
     from ssmn.stream import Stream
     from ssmn.training import Tokenizer
+
+PRESETS = {"long-term": LONG_TERM, "short-term": SHORT_TERM}
 
 Model = Annotated[
     Path | None,
@@ -40,6 +43,40 @@ Decay = Annotated[
     float | None, typer.Option("--decay", metavar="[0, 1)", help="Base decay λ per step in place of the model's.")
 ]
 DecayScale = Annotated[float, typer.Option("--decay-scale", help="Factor on the decay: below 1 remembers longer.")]
+WriteThreshold = Annotated[
+    float | None,
+    typer.Option(
+        "--write-threshold",
+        metavar="[0, 1]",
+        help="Steps whose η is below it write nothing, in place of the model's.",
+    ),
+]
+Preset = Annotated[
+    Literal["long-term", "short-term"] | None,
+    typer.Option(
+        "--plasticity",
+        help="long-term: η 0.05, λ 0.0001. short-term: η 0.001, λ 0.01. As trained if absent; the options below "
+        "change single values of it.",
+    ),
+]
+
+MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", "-n", min=1, help="Tokens to write at most.")]
+Temperature = Annotated[float, typer.Option(min=0.0, help="Below 1 is safer, 0 takes the likeliest.")]
+TopK = Annotated[int | None, typer.Option(min=1, help="Choose among this many likeliest tokens.")]
+TopP = Annotated[float | None, typer.Option(help="Choose among the likeliest that hold this share.")]
+MinP = Annotated[float | None, typer.Option(help="Choose among tokens at least this share as likely as the likeliest.")]
+RepetitionPenalty = Annotated[
+    float, typer.Option(help="Above 1, tokens of the last 256 read or written are less likely.")
+]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option("--stop", metavar="TEXT", help="End before this text (\\n is a new line); may be repeated."),
+]
+Seed = Annotated[int | None, typer.Option(min=0, help="Makes the same text again.")]
+Backend = Annotated[
+    Literal["auto", "engine", "torch"],
+    typer.Option(help="What computes; auto is the engine wherever it can run the model."),
+]
 OutputMemory = Annotated[
     bool,
     typer.Option("--output-memory", help="Also learn from every prediction's error in a plastic memory of the output."),
@@ -64,13 +101,31 @@ def use_threads(threads: int | None) -> None:
 
 
 def plasticity(
-    frozen: bool, eta: float | None, eta_scale: float, decay: float | None, decay_scale: float
+    preset: str | None,
+    frozen: bool,
+    eta: float | None,
+    eta_scale: float,
+    decay: float | None,
+    decay_scale: float,
+    write_threshold: float | None,
 ) -> Plasticity | None:
     """The settings that the options ask for; None if they ask for nothing."""
-    asked = Plasticity(
-        frozen=frozen, plasticity_eta=eta, eta_scale=eta_scale, decay_lambda=decay, decay_scale=decay_scale
+    base = PRESETS[preset] if preset is not None else Plasticity()
+    asked = dataclasses.replace(
+        base,
+        frozen=frozen,
+        plasticity_eta=base.plasticity_eta if eta is None else eta,
+        eta_scale=eta_scale,
+        decay_lambda=base.decay_lambda if decay is None else decay,
+        decay_scale=decay_scale,
+        write_threshold=write_threshold,
     )
     return None if asked == Plasticity() else asked
+
+
+def unescaped(text: str) -> str:
+    r"""A text as typed on a command line, with \n and \t as what they stand for."""
+    return text.replace("\\n", "\n").replace("\\t", "\t")
 
 
 def shipped_model() -> Path:

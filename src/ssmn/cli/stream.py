@@ -42,11 +42,13 @@ def command(
             "--header/--no-header", help="Rows: whether the first holds names; looked for if neither is given."
         ),
     ] = None,
+    preset: options.Preset = None,
     frozen: options.Frozen = False,
     eta: options.Eta = None,
     eta_scale: options.EtaScale = 1.0,
     decay: options.Decay = None,
     decay_scale: options.DecayScale = 1.0,
+    write_threshold: options.WriteThreshold = None,
     output_memory: options.OutputMemory = False,
     threads: options.Threads = None,
 ) -> None:
@@ -63,7 +65,7 @@ def command(
         ssmn stream --model runs/sensor --columns load,temperature < sensor.csv
     """
     options.use_threads(threads)
-    settings = options.plasticity(frozen, eta, eta_scale, decay, decay_scale)
+    settings = options.plasticity(preset, frozen, eta, eta_scale, decay, decay_scale, write_threshold)
     loaded = options.load(model, output_memory)
     if loaded.config.kind == "text" and (columns is not None or header is not None):
         raise RangeError(

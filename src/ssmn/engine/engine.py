@@ -52,9 +52,7 @@ class Engine:
     def __init__(self, model: Any, dtype: Dtype = "float32", streams: int = 1, threads: int = 1) -> None:
         if dtype not in FORMATS:
             raise RangeError(f"Engine: dtype={dtype!r}; wanted one of {', '.join(FORMATS)}.")
-        for name, value in {"streams": streams, "threads": threads}.items():
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise RangeError(f"Engine: {name}={value!r}; wanted a whole number of at least 1.")
+        self._require_counts(streams=streams, threads=threads)
         source = model if isinstance(model, Source) else Source.of_model(model)
         self.config, self.dtype, self.threads = source.config, dtype, threads
         self._packed = pack(source, dtype, threads)
@@ -203,15 +201,42 @@ class Engine:
             stream: The stream; None = all there are.
 
         Raises:
-            DtypeError, ShapeError, RangeError: An argument does not fit.
+            DtypeError, ShapeError, RangeError: An argument does not fit; `chat_rounds` is not for the engine.
         """
         if not isinstance(plasticity, Plasticity):
             came = type(plasticity).__name__
             raise DtypeError(f"set_plasticity: plasticity is {came}; wanted ssmn.Plasticity(...).")
+        if plasticity.chat_rounds is not None:
+            raise RangeError(
+                f"set_plasticity: chat_rounds={plasticity.chat_rounds}; an engine has the rounds of its model: wanted "
+                f"None, or an engine of model.with_chat_rounds({plasticity.chat_rounds})."
+            )
         with self._owned():
             if stream is not None:
                 stream = check_stream("set_plasticity", stream, self.streams)
             self._streams.set_learning(plasticity, stream)
+
+    def sibling(self, streams: int = 1) -> Self:
+        """An engine over the same packed weights, with fresh streams of its own.
+
+        The two take turns: while one runs, a second thread that calls the other gets the same StateError.
+
+        Args:
+            streams: How many streams it has at the start.
+
+        Raises:
+            RangeError: streams is no whole number of at least 1.
+        """
+        self._require_counts(streams=streams)
+        with self._owned():
+            other = object.__new__(type(self))
+            other.config, other.dtype, other.threads = self.config, self.dtype, self.threads
+            other._packed, other._is_text = self._packed.again(), self._is_text
+            other._origin, other._lock, other._run = self._origin, self._lock, self._run
+            other._streams = Streams(other._packed, self.config, streams)
+            other._engine = byref(other._packed.sizes)
+            other._bind()
+            return other
 
     def get_state(self, stream: int = 0) -> StreamState:
         """A stream's state as the models take it (this loads torch; `save_state` does not)."""
@@ -280,6 +305,12 @@ class Engine:
             count, 1, self._which.ctypes.data, self._x.ctypes.data, None, self._y.ctypes.data, 0
         )
         self._call = byref(self._call_struct)
+
+    @staticmethod
+    def _require_counts(**counts: int) -> None:
+        for name, value in counts.items():
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise RangeError(f"Engine: {name}={value!r}; wanted a whole number of at least 1.")
 
     def _owned(self) -> _Owned:
         return _Owned(self)

@@ -109,6 +109,10 @@ class Packed:
     layers: Any
     arena: NDArray[np.uint8]
 
+    def again(self) -> Packed:
+        """The same arena under a structure of its own, for other streams; only one may run at a time."""
+        return Packed(EngineSizes.from_buffer_copy(self.sizes), self.layers, self.arena)
+
     def vector(self, offset: int, count: int, dtype: Any = np.float32) -> NDArray[Any]:
         """A view of `count` numbers of the arena."""
         return self.arena[offset : offset + count * np.dtype(dtype).itemsize].view(dtype)

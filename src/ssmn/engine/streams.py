@@ -81,7 +81,7 @@ class Streams:
         """A stream's state, named and shaped as in a state file."""
         found: Tensors = {}
         for name, view in self._views(stream).items():
-            found[name] = np.ascontiguousarray(view)[np.newaxis]
+            found[name] = view.copy()[np.newaxis]  # never a view: the stream goes on, and a state is a value
         position = int(self.positions[stream])
         for number, kind in enumerate(self.layout["layers"]):
             if kind == "window":

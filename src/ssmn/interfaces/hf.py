@@ -367,22 +367,23 @@ def _refuse_output_memory(is_on: bool) -> None:
 def tokenizer_from_file(path: str | Path) -> PreTrainedTokenizerFast:
     """A tokenizer for transformers from a `tokenizer.json` of ours; it encodes and decodes the same.
 
-    Padding uses the token of the byte 0, since there is no other that text does not need; with the attention mask
-    that comes with it, padding is as if it were not there.
+    Padding uses the tokenizer's own special token for it or, since ours have none, the token of the byte 0, which text
+    does not need; with the attention mask that comes with it, padding is as if it were not there.
 
     Args:
         path: The file, or the folder of a model that `ssmn train` has written.
 
     Raises:
-        FileError: The file is absent, is not a tokenizer, or is not byte-level.
+        FileError: The file is absent or is not a tokenizer.
     """
     path = Path(path)
-    path = path / "tokenizer.json" if path.is_dir() else path
-    Tokenizer.load(path)  # for its checks
-    backend = tokenizers.Tokenizer.from_file(str(path))
-    backend.decoder = tokenizers.decoders.ByteLevel()
+    ours = Tokenizer.load(path / "tokenizer.json" if path.is_dir() else path)
+    backend = tokenizers.Tokenizer.from_str(ours.to_json())
+    if backend.decoder is None and ours.kind in ("bytes", "bpe"):
+        backend.decoder = tokenizers.decoders.ByteLevel()
     zero = chr(0x100)  # stands for the byte 0 in byte-level vocabularies
-    pad = {} if backend.token_to_id(zero) is None else {"pad_token": zero}
+    named = next((name for name in ours.special_tokens if "pad" in name.lower()), zero)
+    pad = {} if backend.token_to_id(named) is None else {"pad_token": named}
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         padding_side="left",

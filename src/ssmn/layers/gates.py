@@ -64,6 +64,32 @@ class DecayGate(nn.Module):
         return -base.to(dtype).exp() * swing
 
 
+class SparseWriting(nn.Module):
+    """Trains a memory to write little: a gate that is hard forwards and smooth backwards (straight-through).
+
+    g = [importance ≥ threshold] multiplies η and log(1 − λ), which is exactly a step that is not written;
+    backwards it is sigmoid((importance − threshold) / temperature) (Bengio et al., 2013), so that a closed
+    gate can open again. While it is part of a memory, it does its work in training mode only.
+
+    Args:
+        threshold: Writes of less importance are left out.
+        temperature: Width of the smooth step.
+    """
+
+    def __init__(self, threshold: float, temperature: float = 0.1) -> None:
+        super().__init__()
+        self.threshold, self.temperature = threshold, temperature
+        self.rate: Tensor | None = None
+        """Share of open steps that the last call wrote, with the smooth gradient."""
+
+    def forward(self, importance: Tensor, opened: Tensor | None) -> Tensor:
+        """Importance [B, T, H] and the steps that count, [B, T, H] bool or None, to the gate [B, T, H]."""
+        smooth = torch.sigmoid((importance - self.threshold) / self.temperature)
+        gate = smooth - smooth.detach() + (importance >= self.threshold).to(smooth.dtype)
+        self.rate = gate.mean() if opened is None else gate[opened].mean()
+        return gate
+
+
 def log_rate(decay_lambda: Tensor) -> Tensor:
     """L = log(−log(1 − λ)), kept finite for λ = 0: exp(−200) is nothing beside 1."""
     return torch.log(-torch.log1p(-decay_lambda)).clamp(min=-200.0)

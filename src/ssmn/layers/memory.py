@@ -10,9 +10,10 @@ from torch.nn import functional
 
 from ssmn import ops
 from ssmn.config import READ_FLOOR, Initialisation, Pairing, Plasticity, UpdateRule, default_decay_lambda
+from ssmn.errors import RangeError
 from ssmn.layers.chat import InternalRecurrentChat
 from ssmn.layers.checks import check_hidden, check_learning, check_setting, check_state, check_streams
-from ssmn.layers.gates import DEFAULT, DecayGate, ImportanceGate, setting
+from ssmn.layers.gates import DEFAULT, DecayGate, ImportanceGate, SparseWriting, setting
 from ssmn.ops.common import state_dtype
 from ssmn.ops.segments import shift_to_previous
 from ssmn.state import PlasticState
@@ -92,6 +93,7 @@ class SynapticMemory(nn.Module):
         self.erasure = ImportanceGate(hidden_dim, heads) if update_rule == "erase" else None
         self.decay = DecayGate(hidden_dim, decay)
         self.chat = InternalRecurrentChat(hidden_dim, chat_rounds) if chat_rounds else None
+        self.sparse: SparseWriting | None = None  # put in by the training that wants few writes
         nn.init.ones_(self.gate.bias)
         if initialisation == "associative":
             nn.init.orthogonal_(self.query.weight)
@@ -143,18 +145,20 @@ class SynapticMemory(nn.Module):
             state = self.init_state(streams)
         shapes = {"memory": (streams, self.heads, self.head_dim, self.head_dim), "previous": (streams, self.hidden_dim)}
         check_state(owner, state, PlasticState, shapes)
+        plasticity = plasticity or DEFAULT
+        self._check_rounds(owner, plasticity)
         before = state.previous.to(hidden.dtype)
         previous, latest = shift_to_previous(hidden, before, mask, reset, cu_seqlens)
         paired = previous if self.pairing == "previous" else hidden
-        eta, log_decay, opened, strength = self._gates(
-            hidden, previous, mask, elapsed, plasticity or DEFAULT, cu_seqlens, streams
+        eta, log_decay, erase, opened, strength = self._gates(
+            hidden, previous, mask, elapsed, plasticity, cu_seqlens, streams
         )
         floor = (READ_FLOOR * strength).square() + UNIT_EPS
         key, value = unit(self._heads(self.key(paired))), self._heads(self.value(hidden))
         options: dict[str, Any] = {
             "eta": eta,
             "log_decay": log_decay,
-            "erase": None if self.erasure is None else self.erasure(hidden, previous),
+            "erase": erase,
             "rule": self.update_rule,
             "mask": opened,
             "reset": reset,
@@ -177,9 +181,22 @@ class SynapticMemory(nn.Module):
             answer = normalised(answer)
         else:
             trace, memory = ops.memory_write(key, value, **options)
-            answer = self.chat(hidden, lambda question: normalised(ops.memory_read(ask(question), trace)), self.output)
+            answer = self.chat(
+                hidden,
+                lambda question: normalised(ops.memory_read(ask(question), trace)),
+                self.output,
+                plasticity.chat_rounds,
+            )
         y = self.output(answer * functional.silu(self.gate(hidden)))
         return y, PlasticState(memory, latest.to(state.previous.dtype))
+
+    def _check_rounds(self, owner: str, plasticity: Plasticity) -> None:
+        most = 0 if self.chat is None else self.chat.rounds
+        if plasticity.chat_rounds is not None and plasticity.chat_rounds > most:
+            raise RangeError(
+                f"{owner}: plasticity.chat_rounds={plasticity.chat_rounds}; wanted at most the {most} that the model "
+                f"was built with (chat_rounds in its configuration)."
+            )
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, self.head_dim))
@@ -193,8 +210,8 @@ class SynapticMemory(nn.Module):
         plasticity: Plasticity,
         cu_seqlens: Tensor | None,
         streams: int,
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """(η [B, T, H], log(1 − λ) [B, T, H], open steps [B, T, H] or None, base η: one or [.., .., 1, 1])."""
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor]:
+        """(η, log(1 − λ), erasure or None, open steps or None: all [B, T, H]; base η: one or [.., .., 1, 1])."""
 
         def chosen(name: str) -> Tensor | None:
             value = getattr(plasticity, name)
@@ -215,14 +232,18 @@ class SynapticMemory(nn.Module):
         if elapsed is not None:
             log_decay = log_decay * elapsed.to(log_decay.dtype).unsqueeze(-1)
 
+        erase = None if self.erasure is None else self.erasure(hidden, previous)
         opened = None if mask is None else mask.unsqueeze(-1).expand_as(eta)
         threshold = chosen("write_threshold")
-        if threshold is not None or self.write_threshold > 0:
+        if self.sparse is not None and self.training:
+            gate = self.sparse(importance, opened)
+            eta, log_decay, erase = eta * gate, log_decay * gate, None if erase is None else erase * gate
+        elif threshold is not None or self.write_threshold > 0:
             important = importance >= (self.write_threshold if threshold is None else threshold)
             opened = important if opened is None else opened & important
         if plasticity.frozen:
             opened = torch.zeros_like(eta, dtype=torch.bool)
-        return eta, log_decay, opened, strength
+        return eta, log_decay, erase, opened, strength
 
 
 def unit(x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -80,6 +81,26 @@ class Stack(nn.Module):
                 block.mixer.requires_grad_(True)
                 block.mixer_norm.requires_grad_(True)
         return self
+
+    def with_chat_rounds(self, rounds: int) -> Self:
+        """A copy with fewer rounds of internal chat: the first ones, as `Plasticity(chat_rounds=...)` uses them.
+
+        For where there is no such setting: the engine, the Hugging Face adapter, files. States of the two
+        models fit each other, but for the fingerprint in a file.
+
+        Args:
+            rounds: 0 to the model's own.
+
+        Raises:
+            ConfigError: The model has fewer.
+        """
+        most = self.config.chat_rounds
+        if not 0 <= rounds <= most:
+            raise ConfigError(f"with_chat_rounds: rounds={rounds!r}; wanted 0 to the model's {most}.")
+        model = type(self)(dataclasses.replace(self.config, chat_rounds=rounds))
+        wanted, own = model.state_dict(), self.state_dict()
+        model.to(self.norm.weight).load_state_dict({name: own[name][: len(wanted[name])] for name in wanted})
+        return model.train(self.training)
 
     def step(self, x: Tensor, state: StreamState | None = None, **options: Any) -> tuple[Tensor, StreamState]:
         """One step of every stream: the forward pass at T = 1.

@@ -88,7 +88,7 @@ class TextSSMN(Stack):
         hidden, state = self.hidden(
             input_ids, state, mask=mask, reset=reset, cu_seqlens=cu_seqlens, elapsed=elapsed, plasticity=plasticity
         )
-        logits = functional.linear(hidden, self.embedding.weight) if self.output is None else self.output(hidden)
+        logits = self.logits(hidden)
         if self.output_memory is not None:
             if not isinstance(state.head, OutputMemoryState):
                 raise StateError("TextSSMN: the state has no part for the output memory; use model.init_state.")
@@ -98,6 +98,10 @@ class TextSSMN(Stack):
             )  # fmt: skip
             state = dataclasses.replace(state, head=head)
         return (logits if mask is None else torch.where(mask.unsqueeze(-1), logits, 0.0)), state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[.., D], what `hidden` returns or some of it, to [.., vocab_size]."""
+        return functional.linear(hidden, self.embedding.weight) if self.output is None else self.output(hidden)
 
     def hidden(
         self,

@@ -73,6 +73,7 @@ def memory_write(
 
 def memory_read(q: Tensor, trace: MemoryTrace) -> Tensor:
     """O = exp(G) Q S_0 + (Γ ∘ Q Kᵀ) U in every chunk."""
+    assert trace.states is not None
     packing = None if trace.cu_seqlens is None else Packing.of(trace.cu_seqlens, q.shape[1])
     if packing is not None:
         q = packing.unpack(q)

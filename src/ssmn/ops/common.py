@@ -30,23 +30,26 @@ class MemoryTrace:
         backend: The backend that wrote it, and that reads it.
         keys: [B, T, H, K], k_t.
         updates: [B, T, H, V], u_t, the vector that was added along k_t: S_t = a_t S_{t−1} + k_t u_tᵀ.
-        log_keep: [B, T, H], log a_t.
-        states: The memory [.., H, K, V] after every step (`reference`) or before every chunk (the others).
-        initial_state: [N, H, K, V], the memory before the first step.
+        log_keep: [B, T, H], log a_t; for `native` log_decay, which closed steps of the mask do not follow.
+        states: The memory [.., H, K, V] after every step (`reference`) or before every chunk (`chunked`); None for
+            `native`, which computes it again.
+        initial_state: [N, H, K, V], the memory before the first step; None = zeros (`native`).
         reset: [B, T] or None.
         cu_seqlens: [N + 1] or None.
         dtype: The dtype of what is read.
+        mask: [B, T] or [B, T, H], True = open, or None; for `native`.
     """
 
     backend: str
     keys: Tensor
     updates: Tensor
     log_keep: Tensor
-    states: Tensor
-    initial_state: Tensor
+    states: Tensor | None
+    initial_state: Tensor | None
     reset: Tensor | None
     cu_seqlens: Tensor | None
     dtype: torch.dtype
+    mask: Tensor | None = None
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:

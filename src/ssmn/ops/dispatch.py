@@ -24,7 +24,6 @@ from ssmn.ops.common import (
     shape_text,
     state_dtype,
 )
-from ssmn.ops.segments import run_tables
 from ssmn.state import WindowState
 
 _chosen = os.environ.get("SSMN_BACKEND", "auto")
@@ -227,8 +226,8 @@ def memory_read(q: Tensor, trace: MemoryTrace) -> Tensor:
 def _read(q: Tensor, trace: MemoryTrace) -> Tensor:
     q = q.to(trace.keys.dtype)
     if trace.backend == "native":
-        begin, _ = run_tables(q.shape[0], q.shape[1], trace.reset, trace.cu_seqlens, q.device)
-        read = native.read(q, trace.keys, trace.updates, trace.log_keep, begin, trace.initial_state, trace.states)
+        streams = (trace.mask, trace.reset, trace.cu_seqlens, trace.initial_state)
+        read = native.read(q, trace.keys, trace.updates, trace.log_keep, *streams)
     else:
         read = (reference if trace.backend == "reference" else chunked).memory_read(q, trace)
     return read.to(trace.dtype)
@@ -281,6 +280,13 @@ def _write(
 ) -> tuple[MemoryTrace, Tensor]:
     compute = state_dtype(v.dtype)
     backend = choose_backend(op, backend, k, v)
+    if backend == "native":
+        streams = (mask, reset, cu_seqlens, initial_state)
+        keys, updates, final = native.write(k, v, eta, log_decay, erase, rule, *streams)
+        trace = MemoryTrace(
+            "native", keys, updates, log_decay, None, initial_state, reset, cu_seqlens, v.dtype, mask
+        )  # fmt: skip
+        return trace, final
     if initial_state is None:
         state = k.new_zeros(sizes["N"], sizes["H"], sizes["K"], sizes["V"], dtype=compute)
     else:
@@ -288,10 +294,6 @@ def _write(
     strengths = (eta.to(compute), log_decay.to(compute), None if erase is None else erase.to(compute))
     write, wipe, log_keep = coefficients(rule, strengths[0], strengths[1], strengths[2], mask)
     keys, values = k.to(compute), v.to(compute)
-    if backend == "native":
-        begin, end = run_tables(sizes["B"], sizes["T"], reset, cu_seqlens, k.device)
-        updates, states, final = native.write(keys, values, write, wipe, log_keep, begin, end, state)
-        return MemoryTrace("native", keys, updates, log_keep, states, state, reset, cu_seqlens, v.dtype), final
     module = reference if backend == "reference" else chunked
     return module.memory_write(keys, values, write, wipe, log_keep, reset, cu_seqlens, state, v.dtype)
 

@@ -1,9 +1,8 @@
 """The compiled kernels as torch custom ops, forward and backward.
 
-The custom ops of the namespace `ssmn` (`memory`, `memory_write`, `memory_read`, `window_attention`) mirror the
-functions of `csrc/include/ssmn.h`, which is their manual; `remember`, `write`, `read` and `attend` are the way to call
-them. The kernels compute in float32. `memory` and `window_attention` take bfloat16 as it is; the halves of the memory
-have inputs converted and results in float32.
+The custom ops of the namespace `ssmn` (`memory` and `window_attention`) mirror the functions of
+`csrc/include/ssmn.h`, which is their manual; `remember`, `write`, `read` and `attend` are the way to call them. The
+kernels compute in float32 and take bfloat16 as it is.
 """
 
 from __future__ import annotations
@@ -59,55 +58,66 @@ def remember(
     The arguments are those of `ssmn.ops.synaptic_memory`, already checked.
     """
     dtype = v.dtype
-    if not (dtype == q.dtype == k.dtype and dtype in _STORED):
-        q, k, v = q.float(), k.float(), v.float()
-    wipe = None if erase is None else erase.float()
-    bounds = None if cu_seqlens is None else cu_seqlens.long()
-    state = None if initial_state is None else initial_state.float()
-    coefficients = (eta.float(), log_decay.float(), wipe)
-    o, _, final = torch.ops.ssmn.memory(
-        q, k, v, *coefficients, mask, reset, bounds, state, _RULES[rule], output_final_state
-    )
+    q, k, v = _alike(q, k, v)
+    coefficients = _floats(eta, log_decay, erase)
+    streams = (mask, reset, None if cu_seqlens is None else cu_seqlens.long(), *_floats(initial_state))
+    o, _, _, final = torch.ops.ssmn.memory(q, k, v, *coefficients, *streams, _RULES[rule], output_final_state)
     return o.to(dtype), final if output_final_state else None
 
 
 def write(
     k: Tensor,
     v: Tensor,
-    write: Tensor,
+    eta: Tensor,
+    log_decay: Tensor,
     erase: Tensor | None,
-    log_keep: Tensor,
-    begin: Tensor,
-    end: Tensor,
-    initial_state: Tensor,
+    rule: UpdateRule,
+    mask: Tensor | None,
+    reset: Tensor | None,
+    cu_seqlens: Tensor | None,
+    initial_state: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Writes a stream into the memory.
+    """`memory_write`: (the keys as they are to be read, the updates u, the final state).
 
-    Args:
-        k: [B, T, H, K] keys.
-        v: [B, T, H, V] values.
-        write: [B, T, H], w_t.
-        erase: [B, T, H], e_t, or None for a rule that erases nothing.
-        log_keep: [B, T, H], log a_t ≤ 0.
-        begin: [B, T] int32: −1 goes on, −2 starts from zeros at this step, n ≥ 0 starts from `initial_state[n]`.
-        end: [B, T] int32: −1, or n ≥ 0 to keep the state after this step as `final_state[n]`.
-        initial_state: [N, H, K, V].
-
-    Returns:
-        u [B, T, H, V] with S_t = a_t S_{t−1} + k_t u_tᵀ; the states before every chunk of `native.CHUNK` steps
-        [B, ⌈T / C⌉, H, K, V]; the final states [N, H, K, V] (a stream without steps keeps its initial state).
+    S_t = a_t S_{t−1} + k_t u_tᵀ, and u is zero at closed steps. The arguments are those of
+    `ssmn.ops.memory_write`, already checked.
     """
-    coefficients = (write.float(), None if erase is None else erase.float(), log_keep.float())
-    return torch.ops.ssmn.memory_write(k.float(), v.float(), *coefficients, begin, end, initial_state.float())
+    k, v = _alike(k, v)
+    coefficients = _floats(eta, log_decay, erase)
+    streams = (mask, reset, None if cu_seqlens is None else cu_seqlens.long(), *_floats(initial_state))
+    _, u, _, final = torch.ops.ssmn.memory(None, k, v, *coefficients, *streams, _RULES[rule], True)
+    return k, u, final
 
 
 def read(
-    q: Tensor, k: Tensor, u: Tensor, log_keep: Tensor, begin: Tensor, initial_state: Tensor, chunk_states: Tensor
+    q: Tensor,
+    k: Tensor,
+    u: Tensor,
+    log_decay: Tensor,
+    mask: Tensor | None,
+    reset: Tensor | None,
+    cu_seqlens: Tensor | None,
+    initial_state: Tensor | None,
 ) -> Tensor:
-    """Reads o_t = S_tᵀ q_t [B, T, H, V] from what `write` returned; the other arguments are those given to `write`."""
-    return torch.ops.ssmn.memory_read(
-        q.float(), k.float(), u.float(), log_keep.float(), begin, initial_state.float(), chunk_states.float()
-    )
+    """Reads o_t = S_tᵀ q_t [B, T, H, V] from what `write` returned: updates are values that erase nothing.
+
+    The other arguments are those given to `write`.
+    """
+    streams = (mask, reset, None if cu_seqlens is None else cu_seqlens.long(), *_floats(initial_state))
+    coefficients = (None, *_floats(log_decay), None)
+    return torch.ops.ssmn.memory(q.to(k.dtype), k, u, *coefficients, *streams, _RULES["hebbian"], False)[0]
+
+
+def _alike(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """All in one dtype that the kernels read."""
+    dtype = tensors[0].dtype
+    if dtype in _STORED and all(tensor.dtype == dtype for tensor in tensors):
+        return tensors
+    return tuple(tensor.float() for tensor in tensors)
+
+
+def _floats(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    return tuple(None if tensor is None else tensor.float() for tensor in tensors)
 
 
 def attend(
@@ -173,17 +183,6 @@ def _run(kernel: str, sizes: ctypes.Structure, *arguments: Tensor | float | None
     native.call(kernel, ctypes.byref(sizes), *values, torch.get_num_threads())
 
 
-def _memory_sizes(k: Tensor, v: Tensor, initial_state: Tensor) -> native.MemorySizes:
-    return native.MemorySizes(*k.shape, v.shape[-1], initial_state.shape[0])
-
-
-def _written_like(k: Tensor, v: Tensor, initial_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    chunks = (k.shape[1] + native.CHUNK - 1) // native.CHUNK
-    u = torch.empty(v.shape, dtype=v.dtype, device=v.device)
-    chunk_states = v.new_empty(k.shape[0], chunks, *initial_state.shape[1:])
-    return u, chunk_states, torch.empty(initial_state.shape, dtype=v.dtype, device=v.device)
-
-
 def _dense_like(*tensors: Tensor) -> list[Tensor]:
     return [torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device) for tensor in tensors]
 
@@ -200,23 +199,23 @@ def _memory_call(k: Tensor, v: Tensor, mask: Tensor | None, cu_seqlens: Tensor |
 
 
 def _remembered_like(
-    k: Tensor, v: Tensor, cu_seqlens: Tensor | None, keep_final: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+    q: Tensor | None, k: Tensor, v: Tensor, cu_seqlens: Tensor | None, keep_final: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     stored = max(0, (k.shape[1] + native.MEMORY_WINDOW - 1) // native.MEMORY_WINDOW - 1)
     streams = k.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     size = (*k.shape[2:], v.shape[-1])
-    o = torch.empty(v.shape, dtype=v.dtype, device=v.device)
+    result, nothing = torch.empty(v.shape, dtype=v.dtype, device=v.device), v.new_empty(0)
     states = torch.empty((k.shape[0], stored, *size), dtype=torch.float32, device=v.device)
     final = torch.empty((streams, *size) if keep_final else (0,), dtype=torch.float32, device=v.device)
-    return o, states, final
+    return (nothing, result, states, final) if q is None else (result, nothing, states, final)
 
 
 @torch.library.custom_op("ssmn::memory", mutates_args=())
 def _memory(
-    q: Tensor,
+    q: Tensor | None,
     k: Tensor,
     v: Tensor,
-    eta: Tensor,
+    eta: Tensor | None,
     log_decay: Tensor,
     erase: Tensor | None,
     mask: Tensor | None,
@@ -225,25 +224,27 @@ def _memory(
     initial_state: Tensor | None,
     rule: int,
     keep_final: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(o, u, stored states, final states): without q there is no o, and with it no u."""
     inputs = _dense(q, k, v, eta, log_decay, erase, mask, reset, cu_seqlens, initial_state)
-    o, states, final = _remembered_like(k, v, cu_seqlens, keep_final)
+    o, u, states, final = _remembered_like(q, k, v, cu_seqlens, keep_final)
     call = _memory_call(k, v, mask, cu_seqlens, rule)
-    _run("ssmn_memory", call, *inputs, o, states, final if keep_final else None)
-    return o, states, final
+    either = (None, u) if q is None else (o, None)
+    _run("ssmn_memory", call, *inputs, *either, states, final if keep_final else None)
+    return o, u, states, final
 
 
 @_memory.register_fake
 def _(q, k, v, eta, log_decay, erase, mask, reset, cu_seqlens, initial_state, rule, keep_final):
-    return _remembered_like(k, v, cu_seqlens, keep_final)
+    return _remembered_like(q, k, v, cu_seqlens, keep_final)
 
 
 @torch.library.custom_op("ssmn::memory_backward", mutates_args=())
 def _memory_backward(
-    q: Tensor,
+    q: Tensor | None,
     k: Tensor,
     v: Tensor,
-    eta: Tensor,
+    eta: Tensor | None,
     log_decay: Tensor,
     erase: Tensor | None,
     mask: Tensor | None,
@@ -252,161 +253,57 @@ def _memory_backward(
     initial_state: Tensor | None,
     rule: int,
     states: Tensor,
-    d_o: Tensor,
+    d_o: Tensor | None,
+    d_u: Tensor | None,
     d_final: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    inputs = _dense(q, k, v, eta, log_decay, erase, mask, reset, cu_seqlens, initial_state, states, d_o, d_final)
-    d_q, d_k, d_v, d_eta, d_log_decay = gradients = _dense_like(q, k, v, eta, log_decay)
-    d_erase, d_initial = _optional_like(erase, eta), _optional_like(initial_state, eta)
-    optional = (None if erase is None else d_erase, None if initial_state is None else d_initial)
-    _run("ssmn_memory_backward", _memory_call(k, v, mask, cu_seqlens, rule), *inputs, *gradients, *optional)
+    inputs = _dense(q, k, v, eta, log_decay, erase, mask, reset, cu_seqlens, initial_state, states, d_o, d_u, d_final)
+    sources = (q, k, v, eta, log_decay, erase, initial_state)
+    gradients = _gradients_like(*sources)
+    asked = [None if x is None else y for x, y in zip(sources, gradients, strict=True)]
+    _run("ssmn_memory_backward", _memory_call(k, v, mask, cu_seqlens, rule), *inputs, *asked)
+    return gradients
+
+
+def _gradients_like(
+    q: Tensor | None,
+    k: Tensor,
+    v: Tensor,
+    eta: Tensor | None,
+    log_decay: Tensor,
+    erase: Tensor | None,
+    initial_state: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    d_k, d_v, d_log_decay = _dense_like(k, v, log_decay)
+    d_q, d_eta, d_erase, d_initial = (_optional_like(x, log_decay) for x in (q, eta, erase, initial_state))
     return d_q, d_k, d_v, d_eta, d_log_decay, d_erase, d_initial
 
 
 @_memory_backward.register_fake
-def _(q, k, v, eta, log_decay, erase, mask, reset, cu_seqlens, initial_state, rule, states, d_o, d_final):
-    optional = (_optional_like(erase, eta), _optional_like(initial_state, eta))
-    return *_dense_like(q, k, v, eta, log_decay), *optional
+def _(q, k, v, eta, log_decay, erase, mask, reset, cu_seqlens, initial_state, rule, states, d_o, d_u, d_final):
+    return _gradients_like(q, k, v, eta, log_decay, erase, initial_state)
 
 
 def _save_memory(ctx, inputs, output):
     *tensors, ctx.rule, ctx.keep_final = inputs
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(*tensors, output[1])
+    ctx.mark_non_differentiable(output[2])
+    ctx.save_for_backward(*tensors, output[2])
 
 
-def _memory_gradients(ctx, d_o, d_states, d_final):
+def _memory_gradients(ctx, d_o, d_u, d_states, d_final):
     *inputs, states = ctx.saved_tensors
-    v, erase, initial_state = inputs[2], inputs[5], inputs[9]
-    d_o = torch.zeros_like(v) if d_o is None else d_o
-    d_final = d_final if ctx.keep_final else None
-    *gradients, d_erase, d_initial = torch.ops.ssmn.memory_backward(*inputs, ctx.rule, states, d_o, d_final)
-    d_erase = None if erase is None else d_erase
-    return *gradients, d_erase, None, None, None, None if initial_state is None else d_initial, None, None
+    q, v = inputs[0], inputs[2]
+    d_o = torch.zeros_like(v) if d_o is None and q is not None else d_o
+    found = torch.ops.ssmn.memory_backward(
+        *inputs, ctx.rule, states, None if q is None else d_o, d_u if q is None else None,
+        d_final if ctx.keep_final else None,
+    )  # fmt: skip
+    *gradients, d_initial = (None if x is None else y for x, y in zip((*inputs[:6], inputs[9]), found, strict=True))
+    return *gradients, None, None, None, d_initial, None, None
 
 
 _memory.register_autograd(_memory_gradients, setup_context=_save_memory)
-
-
-@torch.library.custom_op("ssmn::memory_write", mutates_args=())
-def _memory_write(
-    k: Tensor,
-    v: Tensor,
-    write: Tensor,
-    erase: Tensor | None,
-    log_keep: Tensor,
-    begin: Tensor,
-    end: Tensor,
-    initial_state: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    inputs = _dense(k, v, write, erase, log_keep, begin, end, initial_state)
-    outputs = _written_like(k, v, initial_state)
-    _run("ssmn_memory_write", _memory_sizes(k, v, initial_state), *inputs, *outputs)
-    return outputs
-
-
-@_memory_write.register_fake
-def _(k, v, write, erase, log_keep, begin, end, initial_state):
-    return _written_like(k, v, initial_state)
-
-
-@torch.library.custom_op("ssmn::memory_write_backward", mutates_args=())
-def _memory_write_backward(
-    k: Tensor,
-    v: Tensor,
-    write: Tensor,
-    erase: Tensor | None,
-    log_keep: Tensor,
-    begin: Tensor,
-    end: Tensor,
-    initial_state: Tensor,
-    u: Tensor,
-    chunk_states: Tensor,
-    d_u: Tensor | None,
-    d_chunk_states: Tensor | None,
-    d_final_state: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    inputs = _dense(
-        k, v, write, erase, log_keep, begin, end, initial_state, u, chunk_states, d_u, d_chunk_states, d_final_state
-    )
-    d_k, d_v, d_write, d_log_keep, d_initial_state = _dense_like(k, v, write, log_keep, initial_state)
-    d_erase = _optional_like(erase, write)
-    outputs = (d_k, d_v, d_write, None if erase is None else d_erase, d_log_keep, d_initial_state)
-    _run("ssmn_memory_write_backward", _memory_sizes(k, v, initial_state), *inputs, *outputs)
-    return d_k, d_v, d_write, d_erase, d_log_keep, d_initial_state
-
-
-@_memory_write_backward.register_fake
-def _(k, v, write, erase, log_keep, begin, end, initial_state, u, chunk_states, d_u, d_chunk_states, d_final_state):
-    d_k, d_v, d_write, d_log_keep, d_initial_state = _dense_like(k, v, write, log_keep, initial_state)
-    return d_k, d_v, d_write, _optional_like(erase, write), d_log_keep, d_initial_state
-
-
-def _save_write(ctx, inputs, output):
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs, *output[:2])
-
-
-def _write_gradients(ctx, d_u, d_chunk_states, d_final_state):
-    saved = ctx.saved_tensors
-    d_k, d_v, d_write, d_erase, d_log_keep, d_initial_state = torch.ops.ssmn.memory_write_backward(
-        *saved, d_u, d_chunk_states, d_final_state
-    )
-    return d_k, d_v, d_write, None if saved[3] is None else d_erase, d_log_keep, None, None, d_initial_state
-
-
-_memory_write.register_autograd(_write_gradients, setup_context=_save_write)
-
-
-@torch.library.custom_op("ssmn::memory_read", mutates_args=())
-def _memory_read(
-    q: Tensor, k: Tensor, u: Tensor, log_keep: Tensor, begin: Tensor, initial_state: Tensor, chunk_states: Tensor
-) -> Tensor:
-    inputs = _dense(q, k, u, log_keep, begin, initial_state, chunk_states)
-    (o,) = _dense_like(u)
-    _run("ssmn_memory_read", _memory_sizes(k, u, initial_state), *inputs, o)
-    return o
-
-
-@_memory_read.register_fake
-def _(q, k, u, log_keep, begin, initial_state, chunk_states):
-    return _dense_like(u)[0]
-
-
-@torch.library.custom_op("ssmn::memory_read_backward", mutates_args=())
-def _memory_read_backward(
-    q: Tensor,
-    k: Tensor,
-    u: Tensor,
-    log_keep: Tensor,
-    begin: Tensor,
-    initial_state: Tensor,
-    chunk_states: Tensor,
-    d_o: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    inputs = _dense(q, k, u, log_keep, begin, initial_state, chunk_states, d_o)
-    d_q, d_k, d_u, d_log_keep, d_initial, d_chunks = _dense_like(q, k, u, log_keep, initial_state, chunk_states)
-    outputs = (d_q, d_k, d_u, d_log_keep, d_initial, d_chunks)
-    _run("ssmn_memory_read_backward", _memory_sizes(k, u, initial_state), *inputs, *outputs)
-    return outputs
-
-
-@_memory_read_backward.register_fake
-def _(q, k, u, log_keep, begin, initial_state, chunk_states, d_o):
-    return tuple(_dense_like(q, k, u, log_keep, initial_state, chunk_states))
-
-
-def _save_read(ctx, inputs, output):
-    ctx.save_for_backward(*inputs)
-
-
-def _read_gradients(ctx, d_o):
-    d_q, d_k, d_u, d_log_keep, d_initial, d_chunks = torch.ops.ssmn.memory_read_backward(*ctx.saved_tensors, d_o)
-    return d_q, d_k, d_u, d_log_keep, None, d_initial, d_chunks
-
-
-_memory_read.register_autograd(_read_gradients, setup_context=_save_read)
 
 
 def _window_call(

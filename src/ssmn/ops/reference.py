@@ -58,6 +58,7 @@ def memory_write(
 
 def memory_read(q: Tensor, trace: MemoryTrace) -> Tensor:
     """o_t = S_tᵀ q_t."""
+    assert trace.states is not None
     return torch.einsum("bthk,bthkv->bthv", q, trace.states)
 
 

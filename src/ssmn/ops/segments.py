@@ -103,28 +103,6 @@ def count_open(
     return opened[bounds[1:]] - opened[start] + torch.where(was_reset, 0, position)
 
 
-def run_tables(
-    batch: int, time: int, reset: Tensor | None, cu_seqlens: Tensor | None, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """The kernels' view of segments and resets: (begin, end), each [B, T] int32.
-
-    `begin` is −1 to go on, −2 to start from zeros, n ≥ 0 to start from `initial_state[n]`;
-    `end` is −1, or n ≥ 0 to store the state after this step into `final_state[n]`.
-    """
-    bounds = bounds_of(batch, time, cu_seqlens, device)
-    begin = torch.full((batch * time + 1,), -1, dtype=torch.int32, device=device)
-    end = torch.full((batch * time + 1,), -1, dtype=torch.int32, device=device)
-    streams = torch.arange(bounds.shape[0] - 1, dtype=torch.int32, device=device)
-    empty = bounds[1:] == bounds[:-1]
-    # Empty segments have no step: they are sent to the spare last entry.
-    begin[torch.where(empty, batch * time, bounds[:-1])] = streams
-    end[torch.where(empty, batch * time, bounds[1:] - 1)] = streams
-    begin, end = begin[:-1].reshape(batch, time), end[:-1].reshape(batch, time)
-    if reset is not None:
-        begin = begin.masked_fill(reset, -2)
-    return begin.contiguous(), end.contiguous()
-
-
 @dataclass(frozen=True)
 class Packing:
     """How a packed row [1, T, ..] becomes a right-padded batch [N, L, ..], and back."""

@@ -91,7 +91,7 @@ class Corpus:
     @classmethod
     def from_text(cls, files: list[Path], tokenizer: Tokenizer) -> Corpus:
         """Encodes the files, one after the other."""
-        utf8 = tokenizer.kind == "bpe"
+        utf8 = tokenizer.kind != "bytes"
         tokens = [tokenizer.encode(read_text(file, utf8=utf8)) for file in files]
         return cls(np.concatenate(tokens), tuple(files), _starts(tokens), tokenizer)
 
@@ -148,6 +148,9 @@ class StreamBatches:
     A model that only ever went on would not know how to begin: before a share `fresh_rate` of the
     pieces, chosen by `seed`, a row's state is made fresh.
 
+    Few long streams see few texts at a time. With `carried_pieces` the corpus is cut into stretches of so
+    many pieces instead, each read from a fresh state, in an order drawn anew for every pass.
+
     Raises:
         TrainingError: The corpus is too short for one piece.
     """
@@ -157,13 +160,15 @@ class StreamBatches:
     piece_length: int
     fresh_rate: float = 0.0
     seed: int = 0
+    carried_pieces: int = 0
 
     def __post_init__(self) -> None:
         if self.pieces < 1:
-            wanted = self.batch_size * self.piece_length + 1
+            carried = " * train.carried_pieces" if self.carried_pieces else ""
+            wanted = self.batch_size * self.piece_length * max(1, self.carried_pieces) + 1
             raise TrainingError(
                 f"data: {self.corpus.name_of([0], len(self.corpus)) or 'the text'} gives {len(self.corpus)} steps; "
-                f"wanted at least train.batch_size * train.piece_length + 1 = {wanted}: lower one of them."
+                f"wanted at least train.batch_size * train.piece_length{carried} + 1 = {wanted}: lower one of them."
             )
 
     @property
@@ -173,18 +178,20 @@ class StreamBatches:
 
     @property
     def pieces(self) -> int:
-        """Pieces until the streams start again."""
-        return self.row_length // self.piece_length
+        """Pieces of each row until the corpus has been read."""
+        if not self.carried_pieces:
+            return self.row_length // self.piece_length
+        return self._stretches // self.batch_size * self.carried_pieces
+
+    @property
+    def _stretches(self) -> int:
+        return max(0, len(self.corpus) - 1) // (self.piece_length * self.carried_pieces)
 
     def batch(self, step: int) -> Batch:
         """The batch of a training step; depends on nothing but the step."""
         piece = step % self.pieces
         fresh_rows = np.random.default_rng([self.seed, step]).random(self.batch_size) < self.fresh_rate
-        begins = range(
-            piece * self.piece_length,
-            self.batch_size * self.row_length + piece * self.piece_length,
-            self.row_length,
-        )
+        begins = self._shuffled(step) if self.carried_pieces else self._streams(piece)
         rows = np.stack([self.corpus.steps[begin : begin + self.piece_length + 1] for begin in begins])
         source = self.corpus.name_of(begins, self.piece_length + 1)
         tokenizer = self.corpus.tokenizer
@@ -195,10 +202,22 @@ class StreamBatches:
             steps[:, 1:],
             None,
             source,
-            fresh=piece == 0,
+            fresh=piece % (self.carried_pieces or self.pieces) == 0,
             fresh_rows=torch.from_numpy(fresh_rows) if fresh_rows.any() else None,
             target_bytes=target_bytes,
         )
+
+    def _streams(self, piece: int) -> list[int]:
+        """Where each row's piece begins when rows are streams."""
+        first = piece * self.piece_length
+        return list(range(first, self.batch_size * self.row_length + first, self.row_length))
+
+    def _shuffled(self, step: int) -> list[int]:
+        """Where each row's piece begins when rows are stretches."""
+        taken, number = divmod(step % self.pieces, self.carried_pieces)
+        order = np.random.default_rng([self.seed, 1, step // self.pieces]).permutation(self._stretches)
+        chosen = order[taken * self.batch_size : (taken + 1) * self.batch_size]
+        return ((chosen * self.carried_pieces + number) * self.piece_length).tolist()
 
 
 def to_tensor(steps: np.ndarray) -> Tensor:

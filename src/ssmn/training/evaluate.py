@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,9 @@ from torch.nn import functional
 
 from ssmn.config import Plasticity
 from ssmn.errors import RangeError
+from ssmn.models import TextSSMN
 from ssmn.models.stack import Stack
+from ssmn.state import StreamState
 from ssmn.training.data import to_tensor
 from ssmn.training.tasks import Batch, Task
 from ssmn.training.tokenizer import Tokenizer
@@ -46,19 +49,40 @@ class StreamScore:
         return self.loss * self.steps / math.log(2) / self.target_bytes if self.target_bytes else math.nan
 
 
+def outputs_of(
+    model: Stack, batch: Batch, state: StreamState | None = None, **options: Any
+) -> tuple[Tensor, StreamState]:
+    """A batch through a model; of a text model only the logits that count, since the others cost the most.
+
+    Args:
+        model: The model.
+        batch: Its inputs, and the mask of the positions that count.
+        state: The streams so far; None = fresh.
+        **options: The model's.
+
+    Returns:
+        (output `[B, T, O]`, or `[N, vocab]` at the N counted positions in order; state).
+    """
+    if batch.mask is None or not isinstance(model, TextSSMN):
+        return model(batch.inputs, state, **options)
+    if model.output_memory is not None:  # it learns at every step
+        output, state = model(batch.inputs, state, **options)
+        return output[batch.mask], state
+    hidden, state = model.hidden(batch.inputs, state, **options)
+    return model.logits(hidden[batch.mask]), state
+
+
 def loss_of(output: Tensor, batch: Batch) -> Tensor:
     """Mean over the counted positions, in float32: cross-entropy in nats, or squared error.
 
     Args:
-        output: Logits `[B, T, vocab]`, or vectors `[B, T, O]`.
+        output: Logits `[B, T, vocab]` or vectors `[B, T, O]`, or either at the counted positions alone, `[N, O]`.
         batch: Its targets and mask.
 
     Returns:
         A scalar.
     """
-    targets = batch.targets
-    if batch.mask is not None:
-        output, targets = output[batch.mask], targets[batch.mask]
+    output, targets = _counted(output, batch)
     if targets.is_floating_point():
         return functional.mse_loss(output.float(), targets)
     return functional.cross_entropy(output.float().flatten(0, -2), targets.flatten())
@@ -67,8 +91,8 @@ def loss_of(output: Tensor, batch: Batch) -> Tensor:
 def measures_of(output: Tensor, batch: Batch) -> dict[str, tuple[float, int]]:
     """Sums and counts behind a task's figures: right answers, or squared errors since the last switch."""
     if not batch.targets.is_floating_point():
-        assert batch.mask is not None
-        right = output[batch.mask].argmax(-1) == batch.targets[batch.mask]
+        output, targets = _counted(output, batch)
+        right = output.argmax(-1) == targets
         return {"accuracy": (float(right.sum()), right.numel())}
     assert batch.elapsed is not None
     error = (output.float() - batch.targets).square().mean(-1)
@@ -119,7 +143,7 @@ def evaluate_task(
         batch = task.batch(step, batch_size=batch_size, seed=seed, split="test")
         state = None
         for piece in _pieces(batch, piece_length):
-            output, state = model(piece.inputs, state, plasticity=plasticity)
+            output, state = outputs_of(model, piece, state, plasticity=plasticity)
             for name, (total, count) in measures_of(output, piece).items():
                 sums[name] += total
                 counts[name] += count
@@ -172,6 +196,12 @@ def evaluate_stream(
         target_bytes=0 if tokenizer is None else int(tokenizer.byte_lengths[steps[1:]].sum()),
         seconds=time.perf_counter() - begun,
     )
+
+
+def _counted(output: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    if batch.mask is None:
+        return output, batch.targets
+    return output if output.dim() == 2 else output[batch.mask], batch.targets[batch.mask]
 
 
 def _pieces(batch: Batch, length: int) -> Iterator[Batch]:

@@ -31,8 +31,9 @@ from ssmn.models import SSMN, TextSSMN
 from ssmn.models.stack import Stack
 from ssmn.state import StreamState
 from ssmn.training.data import Corpus, StreamBatches, read_text, shuffled, text_files
-from ssmn.training.evaluate import evaluate_stream, evaluate_task, loss_of, measures_of
+from ssmn.training.evaluate import evaluate_stream, evaluate_task, loss_of, measures_of, outputs_of
 from ssmn.training.settings import DataConfig, OptimisationConfig, TrainConfig, differences, to_toml
+from ssmn.training.sparse import SparseTraining
 from ssmn.training.tasks import Batch, Task
 from ssmn.training.tokenizer import Tokenizer
 
@@ -44,7 +45,7 @@ CHECKPOINT_FILE, SETTINGS_FILE, TOKENIZER_FILE, LOG_FILE = (
 )
 
 _FREE_ON_RESUME = ("train.", "evaluate.")
-_FIXED_ON_RESUME = ("train.batch_size", "train.piece_length")
+_FIXED_ON_RESUME = ("train.batch_size", "train.piece_length", "train.carried_pieces")
 _EVALUATED_STEPS = 1 << 15
 """Held-out steps that an evaluation during training reads at most."""
 
@@ -115,7 +116,7 @@ def train(
         config: The settings.
         out: The folder; made if absent.
         resume: Goes on from the folder's checkpoint. The `train` settings may differ, except for
-            `batch_size` and `piece_length`.
+            `batch_size`, `piece_length` and `carried_pieces`.
         on_step: Called after each step; if it returns True, the run stops as by Ctrl-C.
         corpora: The streams to train and to evaluate on, if they have been read already; then `data` only says
             what they are.
@@ -188,6 +189,34 @@ class _BfloatProducts(TorchFunctionMode):
         return func(*low, **(kwargs or {})).to(args[0].dtype)
 
 
+_ADAM_KEYS, _MUON_KEYS = ("step", "exp_avg", "exp_avg_sq"), ("momentum_buffer",)
+_LEAST_MUON = 8
+"""Matrices with fewer rows or columns (gates, short convolutions) are left to AdamW."""
+
+
+def _optimizers(named: dict[str, torch.nn.Parameter], settings: OptimisationConfig) -> list[torch.optim.Optimizer]:
+    """AdamW, with weight decay on matrices alone, and Muon before it if it is wanted."""
+    turned: list[Tensor] = []
+    if settings.optimizer == "muon":
+        if not hasattr(torch.optim, "Muon"):
+            raise TrainingError(
+                f"train: optimizer='muon' needs torch 2.9, this is {torch.__version__}; update it, or use 'adamw'."
+            )
+        inner = [weight for name, weight in named.items() if name.startswith(("blocks.", "encoder."))]
+        turned = [weight for weight in inner if weight.dim() == 2 and min(weight.shape) >= _LEAST_MUON]
+    left = [weight for weight in named.values() if not any(weight is other for other in turned)]
+    groups = [
+        {"params": [weight for weight in left if weight.dim() >= 2], "weight_decay": settings.weight_decay},
+        {"params": [weight for weight in left if weight.dim() < 2], "weight_decay": 0.0},
+    ]
+    rate = settings.learning_rate
+    adam = torch.optim.AdamW(groups, lr=rate, betas=settings.betas, fused=True)
+    if not turned:
+        return [adam]
+    decay, adjust = settings.weight_decay, "match_rms_adamw"
+    return [torch.optim.Muon(turned, lr=rate, weight_decay=decay, adjust_lr_fn=adjust), adam]
+
+
 class _Trainer:
     """A model, its optimizer and the carried state: what one step changes and a checkpoint holds."""
 
@@ -195,18 +224,16 @@ class _Trainer:
         self.model, self.settings = model, settings
         self.step = 0
         self.state: StreamState | None = None
+        self.sparse = None if settings.write_rate is None else SparseTraining(model, settings)
         self.named = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-        matrices = [weight for weight in self.named.values() if weight.dim() >= 2]
-        others = [weight for weight in self.named.values() if weight.dim() < 2]
-        groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
         is_low = settings.compute_dtype == "bfloat16"
         self.products = _BfloatProducts() if is_low else contextlib.nullcontext()
-        self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
+        self.optimizers = _optimizers(self.named, settings)
 
     def advance(self, batch: Batch) -> tuple[Tensor, Tensor, float, float]:
         """One optimizer step; returns the output, the loss, the gradient's norm and the learning rate."""
         rate = self.settings.rate(self.step)
-        for group in self.optimizer.param_groups:
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = rate
         self._check_data(batch)
         before = None if batch.fresh or self.state is None else self.state.detach()
@@ -214,15 +241,18 @@ class _Trainer:
         if before is not None and batch.fresh_rows is not None:
             reset = torch.zeros(batch.inputs.shape[:2], dtype=torch.bool)
             reset[:, 0] = batch.fresh_rows
+        if self.sparse is not None:
+            self.sparse.prepare(self.step)
         with self.products:
-            output, state = self.model(batch.inputs, before, reset=reset)
+            output, state = outputs_of(self.model, batch, before, reset=reset)
         loss = loss_of(output, batch)
         self._check_finite("loss", loss.item(), batch)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        self.model.zero_grad(set_to_none=True)
+        (loss if self.sparse is None else loss + self.sparse.penalty()).backward()
         norm = float(torch.nn.utils.clip_grad_norm_(self.named.values(), self.settings.clip_norm))
         self._check_finite("gradient's norm", norm, batch)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.state = state.detach()
         self.step += 1
         return output.detach(), loss.detach(), norm, rate
@@ -246,11 +276,14 @@ class _Trainer:
     def tensors(self) -> dict[str, np.ndarray]:
         """Everything that the next step depends on."""
         tensors = {f"model.{name}": weight for name, weight in self.model.state_dict().items()}
-        for name, weight in self.named.items():
-            for key, value in self.optimizer.state[weight].items():
-                tensors[f"optimizer.{key}.{name}"] = value
+        for optimizer in self.optimizers:
+            for name, weight in self.named.items():
+                for key, value in optimizer.state.get(weight, {}).items():
+                    tensors[f"optimizer.{key}.{name}"] = value
         if self.state is not None:
             tensors |= {f"stream.{name}": value for name, value in self.state.named_tensors().items()}
+        if self.sparse is not None:
+            tensors |= self.sparse.tensors()
         tensors["random"] = torch.get_rng_state()
         return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
 
@@ -258,10 +291,14 @@ class _Trainer:
         """The reverse of `tensors`."""
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         self.model.load_state_dict(_under("model.", tensors))
-        for name, weight in self.named.items():
-            self.optimizer.state[weight] = {
-                key: tensors[f"optimizer.{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")
-            }
+        for optimizer in self.optimizers:
+            mine = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+            keys = _ADAM_KEYS if isinstance(optimizer, torch.optim.AdamW) else _MUON_KEYS
+            for name, weight in self.named.items():
+                if id(weight) in mine:
+                    optimizer.state[weight] = {key: tensors[f"optimizer.{key}.{name}"] for key in keys}
+        if self.sparse is not None:
+            self.sparse.load(tensors)
         stream = _under("stream.", tensors)
         if stream:
             batch_size = stream["position"].shape[0]
@@ -285,7 +322,9 @@ def _open_source(config: TrainConfig, folder: Path, resume: bool, corpora: tuple
     else:
         columns = corpus.steps.shape[1]
         sizes = {"kind": "standard", "input_dim": columns, "output_dim": columns}
-    batches = StreamBatches(corpus, settings.batch_size, settings.piece_length, settings.fresh_rate, config.seed)
+    batches = StreamBatches(
+        corpus, settings.batch_size, settings.piece_length, settings.fresh_rate, config.seed, settings.carried_pieces
+    )
     return _Source(
         batch=batches.batch,
         model_settings=sizes,
@@ -371,7 +410,8 @@ def _run(
             is_logged = trainer.step % settings.log_every == 0 or trainer.step == settings.steps
             progress = window.add(trainer.step, batch, output, loss.item(), norm, rate)
             if is_logged:
-                log.write(dataclasses.asdict(progress))
+                rate = {} if trainer.sparse is None else {"write_rate": trainer.sparse.rate}
+                log.write(dataclasses.asdict(progress) | rate)
                 window = _Window(trainer.step, settings.steps)
             if on_step is not None and on_step(progress):
                 interrupted.set()
@@ -381,6 +421,8 @@ def _run(
             if settings.checkpoint_every and trainer.step % settings.checkpoint_every == 0:
                 _save(trainer, config, source, folder)
         _save(trainer, config, source, folder)
+        if trainer.sparse is not None:
+            trainer.sparse.remove()
         is_done = trainer.step >= settings.steps
         if is_done:
             figures = source.evaluate(trainer.model)

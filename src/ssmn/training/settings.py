@@ -21,6 +21,8 @@ from ssmn.errors import ConfigError
 from ssmn.training.tasks import TASKS, Task
 
 ComputeDtype = Literal["float32", "bfloat16"]
+Optimizer = Literal["adamw", "muon"]
+WriteTraining = Literal["penalty", "multiplier", "annealing"]
 
 T = TypeVar("T")
 
@@ -65,6 +67,11 @@ class OptimisationConfig:
     """Steps of a stream between two cuts of the gradient; tasks use whole rows."""
     fresh_rate: float = 0.05
     """Share of a stream's pieces that begin with a fresh state, so that the model also learns to begin."""
+    carried_pieces: int = 0
+    """Pieces of a stretch: each is read from a fresh state, and the stretches of a corpus are shuffled, so that a batch
+    sees many texts; 1 = pieces that stand alone, 0 = a row is one stream to the end."""
+    optimizer: Optimizer = "adamw"
+    """`muon`: inner matrices by Muon, at AdamW's step size; embeddings and all else by AdamW (needs torch 2.9)."""
     learning_rate: float = 3e-3
     """Peak learning rate."""
     final_rate: float = 0.1
@@ -79,6 +86,12 @@ class OptimisationConfig:
     """Largest norm of the whole gradient."""
     compute_dtype: ComputeDtype = "float32"
     """`bfloat16` computes matrix products on bfloat16 copies; weights, optimizer and state stay float32."""
+    write_rate: float | None = None
+    """Target share of steps that the memory writes, with model.write_threshold above 0; None = as it likes."""
+    write_training: WriteTraining = "penalty"
+    """How the target is reached: see `ssmn.training.sparse`."""
+    write_rate_weight: float = 1.0
+    """Weight of the target beside the loss."""
     log_every: int = 10
     """Steps between two lines of the log."""
     evaluate_every: int = 0
@@ -100,6 +113,8 @@ class OptimisationConfig:
             raise ConfigError(f"train: betas={self.betas!r}; wanted two numbers in [0, 1).")
         if not 0.0 <= self.fresh_rate <= 1.0:
             raise ConfigError(f"train: fresh_rate={self.fresh_rate!r}; wanted a share in [0, 1].")
+        if self.write_rate is not None and not 0.0 < self.write_rate <= 1.0:
+            raise ConfigError(f"train: write_rate={self.write_rate!r}; wanted a share in (0, 1], or none.")
         if not 0.0 <= self.final_rate <= 1.0:
             raise ConfigError(f"train: final_rate={self.final_rate!r}; wanted a share in [0, 1].")
 
@@ -116,8 +131,10 @@ _LEAST = {
     "steps": 1,
     "batch_size": 1,
     "piece_length": 1,
+    "carried_pieces": 0,
     "warmup_steps": 0,
     "weight_decay": 0,
+    "write_rate_weight": 0,
     "log_every": 1,
     "evaluate_every": 0,
     "checkpoint_every": 0,
@@ -378,8 +395,10 @@ _CONFIG_OF_TASK = {
     "copy": "copy",
     "mqar": "mqar",
     "mqar-rebound": "rebound",
+    "mqar-spread": "mqar-spread",
     "multi-hop": "hop2",
     "distance": "distance",
+    "text-recall": "text-recall",
     "drift": "drift",
 }
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ssmn.errors import ConfigError
+from ssmn.training.filler import text_filler
 
 Split = Literal["train", "test"]
 Filler = Literal["noise", "pairs", "mixed"]
@@ -63,7 +64,7 @@ class Task(ABC):
         for setting in dataclasses.fields(self):
             value = getattr(self, setting.name)
             least = 0 if setting.name in _MAY_BE_ZERO else 1
-            if isinstance(value, int) and value < least:
+            if isinstance(value, int) and not isinstance(value, bool) and value < least:
                 raise self._refusal(setting.name, f"at least {least}")
 
     def _refusal(self, setting: str, wanted: str) -> ConfigError:
@@ -193,6 +194,59 @@ class ReboundRecall(MultiQueryRecall):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SpreadRecall(_TokenTask):
+    """Multi-query associative recall as Zoology defines it (Arora et al., 2023): the questions are spread out.
+
+    The pairs come first, in one block. The rest of the row, `length` tokens in all, is token 0 (as for the
+    published figures), or with `noise` random tokens of the whole vocabulary (the default of Zoology's
+    generator); at even places in it stand the questions, the key of every pair once. A place is
+    drawn without return with the probability of a power law, p(n) ∝ n^(power − 1), so most questions come
+    soon. Keys are of the lower half of the vocabulary and values of the upper half, all different. A batch
+    of the training has 4, 8, 16 ... or `pairs` pairs, and one of a test has `pairs`.
+
+    `mqar` differs: its questions follow each other without anything between, in random order, its rows
+    are as long as that makes them, values may repeat, and eight tokens are kept for punctuation.
+    """
+
+    name: ClassVar[str] = "mqar-spread"
+
+    vocab_size: int = 8192
+    """Tokens; token 0 is neither a key nor a value."""
+    pairs: int = 32
+    """Distinct keys."""
+    length: int = 256
+    """Tokens of a row; at least four for every pair."""
+    noise: bool = False
+    """Random tokens between the questions in place of token 0; a quarter of their neighbours look like a fact."""
+    power: float = 0.01
+    """Exponent a of the power law; 1 spreads the questions evenly."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pairs * 4 > self.length:
+            raise self._refusal("pairs", f"at most a quarter of length={self.length}")
+        if self.vocab_size <= self.length:
+            raise self._refusal("vocab_size", f"more than length={self.length}")
+
+    def _draw(self, generator: torch.Generator, batch_size: int, split: Split) -> Batch:
+        half, pairs = self.vocab_size // 2, self.pairs
+        if split == "train":
+            fewer = [number for number in (4, 8, 16, 32, 64, 128, 256) if number < pairs]
+            pairs = [*fewer, pairs][int(torch.randint(len(fewer) + 1, (), generator=generator))]
+        keys = _distinct(generator, batch_size, pairs, range(1, half))
+        values = _distinct(generator, batch_size, pairs, range(half, self.vocab_size))
+        facts = torch.stack((keys, values), -1).flatten(1)
+        rest = self.length - 2 * pairs
+        between = _any(generator, (batch_size, rest), range(1, self.vocab_size))
+        inputs = torch.cat((facts, between if self.noise else torch.zeros_like(between)), 1)
+        chance = torch.arange(1, rest // 2 + 1, dtype=torch.float64) ** (self.power - 1)
+        places = 2 * pairs + 2 * torch.multinomial(chance.expand(batch_size, -1), pairs, generator=generator)
+        inputs.scatter_(1, places, keys)
+        targets = torch.zeros_like(inputs).scatter_(1, places, values)
+        return Batch(inputs, targets, targets > 0, self.source)
+
+
+@dataclass(frozen=True, kw_only=True)
 class MultiHopRecall(_TokenTask):
     """Facts `; a b` and `; b c` in any order; asked `; a`, the answer is c, `hops` facts away."""
 
@@ -259,6 +313,78 @@ class RecallAtDistance(_TokenTask):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RecallInText(_TokenTask):
+    """Facts in a stretch of real text, and the questions at its end.
+
+    A fact is three tokens, `FACT key value`, and a question two, `ASK key`. FACT and ASK are the last two
+    of the vocabulary and never occur in the text; keys and values are any tokens of the text's own
+    vocabulary, so the text is full of pairs that look like a fact without being one.
+
+    Training draws the number of the text's tokens up to `distance`, short ones as often as long ones, and
+    states the facts of half of the rows at its beginning and of the others all over it. A test states
+    them at the beginning and has exactly `distance` tokens of held-out text after them.
+    """
+
+    name: ClassVar[str] = "text-recall"
+
+    vocab_size: int = 1026
+    """Tokens: byte pairs learnt from the text, and the two marks."""
+    pairs: int = 8
+    """Facts to remember."""
+    distance: int = 1024
+    """Tokens of text."""
+    text: str = "data/text"
+    """Folder with the text to train on in `train` and to test on in `held-out`."""
+    text_bytes: int = 4_000_000
+    """About how much of either is read, evenly out of all files."""
+    scattered: bool = False
+    """Tests, too, state the facts all over the text."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.vocab_size < 256 + 2:
+            raise self._refusal("vocab_size", "at least 258: 256 bytes and two marks")
+
+    @property
+    def fact(self) -> int:
+        """The token that begins a fact."""
+        return self.vocab_size - 2
+
+    @property
+    def ask(self) -> int:
+        """The token that begins a question."""
+        return self.vocab_size - 1
+
+    def _draw(self, generator: torch.Generator, batch_size: int, split: Split) -> Batch:
+        filler = text_filler(self.text, self.vocab_size - 2, self.text_bytes)
+        is_training = split == "train"
+        length = self.distance
+        if is_training:
+            share = float(torch.rand((), generator=generator))
+            length = round((self.distance + 1) ** share) - 1
+        words = filler.draw(generator, batch_size, length, "train" if is_training else "held-out")
+        pool = range(self.vocab_size - 2)
+        keys = _distinct(generator, batch_size, self.pairs, pool)
+        values = _any(generator, (batch_size, self.pairs), pool)
+        facts = torch.stack((torch.full_like(keys, self.fact), keys, values), -1)
+        # Each fact stands before the text's token of this number.
+        before = (torch.rand(batch_size, self.pairs, generator=generator) * (length + 1)).long()
+        is_scattered = torch.rand(batch_size, 1, generator=generator) < (0.5 if is_training else float(self.scattered))
+        before = torch.where(is_scattered, before, 0).sort(1).values
+        place = torch.cat((2 * before.repeat_interleave(3, 1), 2 * torch.arange(length).expand(batch_size, -1) + 1), 1)
+        order = place.argsort(dim=1, stable=True)
+        stream = torch.cat((facts.flatten(1), words), 1).gather(1, order)
+        asked = torch.rand(batch_size, self.pairs, generator=generator).argsort(1)
+        marks = torch.full_like(keys, self.ask)
+        questions = torch.stack((marks, keys.gather(1, asked)), -1).flatten(1)
+        answers = torch.stack((torch.zeros_like(marks), values.gather(1, asked)), -1).flatten(1)
+        inputs, targets = torch.cat((stream, questions), 1), torch.cat((torch.zeros_like(stream), answers), 1)
+        mask = torch.zeros_like(inputs, dtype=torch.bool)
+        mask[:, stream.shape[1] + 1 :: 2] = True
+        return Batch(inputs, targets, mask, self.source)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DriftingSystem(Task):
     """A linear system x_{t+1} = A x_t whose rotation A is replaced at random times; predict x_{t+1}.
 
@@ -300,7 +426,16 @@ class DriftingSystem(Task):
 
 TASKS: dict[str, type[Task]] = {
     task.name: task
-    for task in (Copy, MultiQueryRecall, ReboundRecall, MultiHopRecall, RecallAtDistance, DriftingSystem)
+    for task in (
+        Copy,
+        MultiQueryRecall,
+        ReboundRecall,
+        SpreadRecall,
+        MultiHopRecall,
+        RecallAtDistance,
+        RecallInText,
+        DriftingSystem,
+    )
 }
 """Every task by the name that `ssmn train --task` takes."""
 

@@ -1,12 +1,14 @@
-"""Text to token numbers and back, byte for byte: single bytes, or byte-level byte-pair encoding."""
+"""Text to token numbers and back: single bytes, byte-level byte pairs, or any tokenizer of Hugging Face."""
 
 from __future__ import annotations
 
 import codecs
+import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -34,14 +36,21 @@ _BYTE_OF = {character: byte for byte, character in enumerate(_ALPHABET)}
 
 
 class Tokenizer:
-    """A lossless byte-level tokenizer: what it encodes, it decodes to the same bytes.
+    """Text to token numbers and back: our own byte-level tokenizers, or any `tokenizer.json` of Hugging Face.
 
-    Made by `Tokenizer.for_bytes()`, `Tokenizer.train_bpe(texts, vocab_size)` or `Tokenizer.load(path)`.
-    The file is the `tokenizer.json` of the `tokenizers` library; any byte-level one loads.
+    Made by `Tokenizer.for_bytes()`, `Tokenizer.train_bpe(texts, vocab_size)` or `Tokenizer.load(path)`. The first two
+    are lossless: what they encode, they decode to the same bytes. A loaded one is as lossless as its vocabulary and its
+    normaliser. Four things are the same for all of them, because a stream has no first word and is read in pieces:
+
+    - no space is put before a text (`add_prefix_space`, metaspace's `prepend_scheme`, a `Prepend` normaliser);
+    - no tokens are added around it, nothing is cut off or padded;
+    - special tokens that a text spells out are text, unless `encode(..., special=True)` says otherwise;
+    - each token stands for the same bytes everywhere; special and unknown tokens stand for none.
 
     Attributes:
         vocab_size: Number of tokens.
-        byte_lengths: How many bytes each token stands for, int64 `[vocab_size]`.
+        byte_lengths: How many bytes of text each token stands for, int64 `[vocab_size]`; bits per byte divide by them.
+        special_tokens: Numbers of the special tokens by name.
 
     Example:
         >>> from ssmn.training import Tokenizer
@@ -53,26 +62,45 @@ class Tokenizer:
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, source: str = "tokenizer"):
-        vocabulary = backend.get_vocab(with_added_tokens=True)
-        self._backend = backend
+        self._backend = _for_streams(backend, source)
+        added = self._backend.get_added_tokens_decoder()
+        self.special_tokens = {token.content: number for number, token in added.items() if token.special}
+        spelling = _Spelling(self._backend)
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
         self.vocab_size = 1 + max(vocabulary.values(), default=-1)
+        if not self.vocab_size:
+            raise FileError(f"{source}: the vocabulary is empty; train the tokenizer first.")
         self._token_bytes = [b""] * self.vocab_size
         for token, number in vocabulary.items():
-            try:
-                self._token_bytes[number] = bytes(_BYTE_OF[character] for character in token)
-            except KeyError:
-                raise FileError(
-                    f"{source}: token {number} is {token!r}, which is not made of byte symbols; wanted a byte-level "
-                    f"tokenizer.json, such as `ssmn train` writes."
-                ) from None
+            if number in added:
+                self._token_bytes[number] = b"" if added[number].special else token.encode()
+            elif token != spelling.unknown:
+                self._token_bytes[number] = spelling.bytes_of(token)
         self.byte_lengths = np.array([len(token) for token in self._token_bytes], dtype=np.int64)
+        controls = {name: number for name, number in self.special_tokens.items() if name != spelling.unknown}
+        self._controls = np.array(list(controls.values()), np.int64)
+        self._names = re.compile("|".join(f"(?<={re.escape(name[:1])})(?={re.escape(name[1:])})" for name in controls))
+        self._kind = spelling.kind
+        self._begins_with_space = spelling.begins_with_space
         self._is_identity = self._token_bytes == [bytes([byte]) for byte in range(256)]
         self._dtype = np.uint16 if self.vocab_size <= 1 << 16 else np.int32
 
     @property
-    def kind(self) -> Literal["bytes", "bpe"]:
-        """`bytes` takes any bytes; `bpe` (byte pairs) takes UTF-8."""
-        return "bytes" if self._is_identity else "bpe"
+    def kind(self) -> str:
+        """`bytes` takes any bytes; all others take UTF-8: `bpe` (byte-level pairs), or the name of the model.
+
+        A `tokenizer.json` that is not byte-level has `BPE`, `Unigram`, `WordPiece` or `WordLevel`.
+        """
+        return "bytes" if self._is_identity else self._kind
+
+    @property
+    def line_end(self) -> np.ndarray:
+        """`[1]`, the token that a text stands at before its first line: a line feed's.
+
+        Of a vocabulary that has none, some special token, or the first one: it is only ever read, never predicted.
+        """
+        found = self.encode("\n")
+        return found[-1:] if len(found) else np.array([min(self.special_tokens.values(), default=0)], self._dtype)
 
     @classmethod
     def for_bytes(cls) -> Tokenizer:
@@ -107,7 +135,7 @@ class Tokenizer:
         """Reads a `tokenizer.json`.
 
         Raises:
-            FileError: The file is absent, is not a tokenizer, or is not byte-level.
+            FileError: The file is absent or is not a tokenizer.
         """
         try:
             text = Path(path).read_text(encoding="utf-8")
@@ -121,20 +149,26 @@ class Tokenizer:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a `tokenizer.json`, whole or not at all."""
-        atomic_write(path, self._backend.to_str(pretty=True).encode())
+        atomic_write(path, self.to_json().encode())
 
-    def encode(self, text: str | bytes) -> np.ndarray:
+    def to_json(self) -> str:
+        """What `save` writes."""
+        return self._backend.to_str(pretty=True)
+
+    def encode(self, text: str | bytes, *, special: bool = False) -> np.ndarray:
         """Tokens of a text.
 
         Args:
-            text: Characters, or bytes (any bytes for the byte tokenizer, UTF-8 for byte pairs).
+            text: Characters, or bytes (any bytes for the byte tokenizer, UTF-8 for the others).
+            special: Whether special tokens that the text spells out become those tokens, as templates need it. Off for
+                what others have written: it cannot then pass for a turn's end.
 
         Returns:
             Token numbers `[tokens]`, uint16 (int32 for more than 65,536 tokens).
 
         Raises:
             DtypeError: Neither characters nor bytes.
-            FileError: Byte pairs were asked for and the bytes are not UTF-8.
+            FileError: The bytes are not UTF-8, and the tokenizer is not the byte tokenizer.
         """
         if not isinstance(text, (str, bytes, bytearray)):
             raise DtypeError(f"Tokenizer.encode: text is {type(text).__name__}; wanted str or bytes.")
@@ -148,12 +182,26 @@ class Tokenizer:
                 raise FileError(
                     f"Tokenizer.encode: byte {error.start} is not UTF-8; wanted UTF-8 text, or use the byte tokenizer."
                 ) from error
-        encodings = self._backend.encode_batch_fast(list(_line_chunks(text)), add_special_tokens=False)
-        pieces = [np.array(encoding.ids, dtype=self._dtype) for encoding in encodings]
-        return np.concatenate(pieces) if pieces else np.empty(0, dtype=self._dtype)
+        tokens = self._encode(_line_chunks(text), special)
+        if not special and np.isin(tokens, self._controls).any():
+            # The vocabulary itself has a special token's name as a piece; cut in two, the name is text.
+            tokens = self._encode((part for chunk in _line_chunks(text) for part in self._names.split(chunk)), special)
+        return tokens
+
+    def _encode(self, pieces: Iterable[str], special: bool) -> np.ndarray:
+        self._backend.encode_special_tokens = not special
+        try:
+            encodings = self._backend.encode_batch_fast(list(pieces), add_special_tokens=False)
+        except Exception as error:  # bare, of a vocabulary that has no token for something and none for the unknown
+            raise FileError(
+                f"Tokenizer.encode: the {self.kind} tokenizer refuses the text ({error}); wanted a vocabulary with "
+                "byte fallback or an unknown token."
+            ) from error
+        found = [np.array(encoding.ids, dtype=self._dtype) for encoding in encodings]
+        return np.concatenate(found) if found else np.empty(0, dtype=self._dtype)
 
     def decode_bytes(self, tokens: Sequence[int] | np.ndarray) -> bytes:
-        """The exact bytes that the tokens stand for."""
+        """The bytes that the tokens stand for, one after the other."""
         try:
             return b"".join([self._token_bytes[token] for token in _numbers(tokens)])
         except IndexError:
@@ -161,11 +209,15 @@ class Tokenizer:
             raise RangeError(f"Tokenizer.decode: token {largest}; wanted numbers below {self.vocab_size}.") from None
 
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
-        """The text that the tokens stand for; bytes that are not UTF-8 become U+FFFD."""
-        return self.decode_bytes(tokens).decode("utf-8", "replace")
+        """The text that the tokens stand for; bytes that are not UTF-8 become U+FFFD.
+
+        Where every word brings the space before it (WordPiece), the first one's is left out.
+        """
+        text = self.decode_bytes(tokens).decode("utf-8", "replace")
+        return text.removeprefix(" ") if self._begins_with_space else text
 
     def stream_decoder(self) -> StreamDecoder:
-        """A decoder for tokens that arrive one by one."""
+        """A decoder for tokens that arrive one by one and go on from a text."""
         return StreamDecoder(self)
 
 
@@ -187,9 +239,93 @@ class StreamDecoder:
         """The characters that this token completes (often none or one)."""
         return self._decoder.decode(self._tokenizer.decode_bytes([token]))
 
+    @property
+    def pending(self) -> bool:
+        """Whether a character is held back that is not whole yet."""
+        return bool(self._decoder.getstate()[0])
+
     def finish(self) -> str:
         """What is left at the end: U+FFFD for an unfinished character, else nothing."""
         return self._decoder.decode(b"", final=True)
+
+
+class _Spelling:
+    """What the tokens of a vocabulary stand for, as its decoder would have it."""
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        layout = json.loads(backend.to_str())
+        self._decoder = backend.decoder
+        types = {part["type"] for part in _parts(layout.get("decoder")) if "type" in part}
+        before = {part["type"] for part in _parts(layout.get("pre_tokenizer")) if "type" in part}
+        model = layout["model"]
+        # Files of ours have no decoder: the pre-tokenizer says that tokens are made of byte symbols.
+        self._is_byte_level = "ByteLevel" in types or (not types and "ByteLevel" in before)
+        self._has_byte_tokens = "ByteFallback" in types or bool(model.get("byte_fallback"))
+        self.kind: str = "bpe" if self._is_byte_level else model["type"]
+        self.unknown = _unknown(model)
+        self.begins_with_space = not self._is_byte_level and self._joined("a", "b") == "a b"
+        self._tail = self._joined("a", "b").removeprefix("a")
+
+    def bytes_of(self, token: str) -> bytes:
+        """The bytes of one token in the middle of a text."""
+        if self._is_byte_level:
+            # A token of other characters was put into the vocabulary as it is.
+            symbols = all(character in _BYTE_OF for character in token)
+            return bytes(_BYTE_OF[character] for character in token) if symbols else token.encode()
+        if self._has_byte_tokens and (found := re.fullmatch(r"<0x([0-9A-Fa-f]{2})>", token)):
+            return bytes([int(found[1], 16)])
+        # Between two other tokens: some decoders treat the first and the last in a way of their own.
+        return self._joined("a", token, "b").removeprefix("a").removesuffix(self._tail).encode()
+
+    def _joined(self, *tokens: str) -> str:
+        return " ".join(tokens) if self._decoder is None else self._decoder.decode(list(tokens))
+
+
+def _unknown(model: Mapping[str, Any]) -> str | None:
+    """The token for what a vocabulary does not know."""
+    if model["type"] == "Unigram":
+        number = model.get("unk_id")
+        return None if number is None else model["vocab"][number][0]
+    return model.get("unk_token")
+
+
+def _parts(layout: Any) -> Iterator[dict[str, Any]]:
+    """Every object in a part of a tokenizer.json."""
+    if isinstance(layout, dict):
+        yield layout
+        for value in layout.values():
+            yield from _parts(value)
+    elif isinstance(layout, list):
+        for value in layout:
+            yield from _parts(value)
+
+
+def _for_streams(backend: tokenizers.Tokenizer, source: str) -> tokenizers.Tokenizer:
+    """The tokenizer without what would put something before, around or in place of a piece of text."""
+    layout = json.loads(backend.to_str())
+    layout["truncation"] = layout["padding"] = layout["post_processor"] = None
+    for part in _parts([layout.get("pre_tokenizer"), layout.get("decoder")]):
+        if part.get("type") == "Metaspace":
+            part["prepend_scheme"] = "never"
+        elif part.get("type") == "ByteLevel":
+            part["add_prefix_space"] = False
+        elif "decoders" in part:
+            # It takes back the space that is not put there any more.
+            part["decoders"] = [one for one in part["decoders"] if one["type"] != "Strip" or one["content"] != " "]
+    layout["normalizer"] = _without_prepend(layout.get("normalizer"))
+    try:
+        return tokenizers.Tokenizer.from_str(json.dumps(layout))
+    except Exception as error:  # the library raises bare Exception for every malformed file
+        raise FileError(f"{source}: not a tokenizer that can read a stream ({error}).") from error
+
+
+def _without_prepend(normalizer: dict[str, Any] | None) -> dict[str, Any] | None:
+    if normalizer is None or normalizer["type"] == "Prepend":
+        return None
+    if normalizer["type"] == "Sequence":
+        kept = [one for part in normalizer["normalizers"] if (one := _without_prepend(part)) is not None]
+        return {**normalizer, "normalizers": kept} if kept else None
+    return normalizer
 
 
 def _byte_level(model: Any) -> tokenizers.Tokenizer:

@@ -12,14 +12,29 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ssmn.bench.quality import encoder, frame
+from ssmn.bench.quality import distance, encoder, forgetting, frame, hops, lm, recall, second_reading, sparse
 from ssmn.bench.quality import output_memory as adaptation
+from ssmn.bench.quality import shakespeare as characters
 from ssmn.bench.quality.frame import Options, Part, Result, Run, Workplace
 from ssmn.bench.registry import register
 from ssmn.bench.report import Table
 from ssmn.errors import RangeError
 
-PARTS: dict[str, Part] = {part.name: part for part in (adaptation.PART, encoder.PART)}
+PARTS: dict[str, Part] = {
+    part.name: part
+    for part in (
+        lm.PART,
+        second_reading.PART,
+        characters.PART,
+        recall.PART,
+        hops.PART,
+        distance.PART,
+        sparse.PART,
+        forgetting.PART,
+        adaptation.PART,
+        encoder.PART,
+    )
+}
 """All parts by name, in the order in which they are run."""
 
 
