@@ -138,8 +138,17 @@ class OutputMemory {
     int64_t place(int64_t t, int64_t i) const { return places_[t * room_ + i]; }
     float error(int64_t t, int64_t i) const { return errors_[t * room_ + i]; }
 
+    float largest(const float* logits) const {
+        Vec lanes = broadcast(logits[0]);
+        int64_t v = 0;
+        for (; v + kLanes <= tokens_; v += kLanes) lanes = maximum(load(logits + v), lanes);
+        float most = reduce_max(lanes);
+        for (; v < tokens_; ++v) most = logits[v] > most ? logits[v] : most;
+        return most;
+    }
+
     void predict(const float* logits, float* prediction) const {
-        const float most = largest(tokens_, logits, logits[0]);
+        const float most = largest(logits);
         Vec lanes = {};
         float tail = 0.0f;
         int64_t v = 0;

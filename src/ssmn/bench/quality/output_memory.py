@@ -162,7 +162,7 @@ def _read(model: TextSSMN, tokenizer: Tokenizer, file: Path, tokens: NDArray[np.
     hidden = torch.cat(found)
     weight = model.embedding.weight if model.output is None else model.output.weight
     byte_count = int(tokenizer.byte_lengths[tokens[1:]].sum())
-    return Reading(f"{file.parent.name}/{file.name}", ids, hidden, weight, byte_count)
+    return Reading(f"{file.parent.name}/{file.name}", ids, hidden, weight.detach(), byte_count)
 
 
 def _adapt(

@@ -8,7 +8,6 @@ holder, redistribution permitted" (the package's README). Nothing of it is in th
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import re
 import subprocess
@@ -107,17 +106,3 @@ def _class_of(tag: str) -> int:
     tag = tag.removeprefix("fw-")
     name = next((name for pattern, name in _BY_TAG if re.match(pattern, tag)), "other")
     return CLASSES.index(name)
-
-
-def main() -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(prog="python -m ssmn.bench.quality.brown", description="Fetches the Brown corpus.")
-    parser.add_argument("--out", type=Path, default=Path("data/brown"), help="folder for its files")
-    folder = parser.parse_args().out
-    fetch(folder)
-    documents = read(folder)
-    print(f"{len(documents)} documents, {sum(map(len, documents)):,} words in {folder}")
-
-
-if __name__ == "__main__":
-    main()
