@@ -26,7 +26,7 @@ READ_FLOOR = 0.2
 THOUGHT_EPS = 1e-2
 """Epsilon of the norm of the chat's thoughts; a small one would blow up what a faded read left."""
 
-OUTPUT_THRESHOLD = 0.02
+OUTPUT_THRESHOLD = 1e-4
 """Prediction errors up to this are not written into the output memory; larger ones are shortened by it."""
 
 

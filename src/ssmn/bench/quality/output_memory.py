@@ -37,7 +37,7 @@ LONG = 50_000
 
 METHODS: dict[str, list[dict[str, float]]] = {
     "output memory": [
-        {"eta": eta, "decay": decay} for eta, decay in ((0.5, 0.0), (1.0, 0.0), (2.0, 0.0), (4.0, 0.0), (2.0, 1e-4))
+        {"eta": eta, "decay": decay} for eta, decay in ((0.25, 0.0), (0.5, 0.0), (1.0, 0.0), (0.5, 1e-5))
     ],
     "output bias alone": [{"eta": eta, "decay": decay} for eta in (0.02, 0.05, 0.1) for decay in (0.0, 1e-3)],
     "unigram cache": [{"share": share, "decay": decay} for share in (0.02, 0.05, 0.1) for decay in (1e-3, 2e-4)],
