@@ -34,6 +34,8 @@ TEXT_OPTIONS: dict[str, dict[str, Any]] = {
     "tied": {},
     "untied-encoder": {"tie_embeddings": False, "semantic_encoder": True, "num_kv_heads": 3},
     "encoder-chat": {"semantic_encoder": True, "chat_rounds": 1, "update_rule": "hebbian"},
+    "output-memory": {"output_memory": True, "output_eta": 1.5},
+    "output-memory-decay": {"output_memory": True, "output_decay": 0.03, "tie_embeddings": False},
 }
 
 

@@ -616,6 +616,8 @@ _SMALL: dict[str, Any] = {
     "window_size": 7, "rope_theta": None, "update_rule": "hebbian",
 }  # fmt: skip
 
+_OUTPUT: dict[str, Any] = {"output_memory": True, "output_eta": 1.5}
+
 OPS: tuple[Entry, ...] = (
     _memory_op("hebbian"),
     _memory_op("delta"),
@@ -638,6 +640,12 @@ MODELS: tuple[Entry, ...] = (
     _model("standard", lambda: SSMN(SSMNConfig(input_dim=5, output_dim=3, **_EVERYTHING)), elapsed=True),
     _model("text", lambda: TextSSMN(TextSSMNConfig(vocab_size=19, semantic_encoder=True, **_EVERYTHING))),
     _model("text-untied", lambda: TextSSMN(TextSSMNConfig(vocab_size=19, tie_embeddings=False, **_SMALL))),
+    _model("text-output-memory", lambda: TextSSMN(TextSSMNConfig(vocab_size=19, **_OUTPUT, **_SMALL))),
+    _model(
+        "text-output-memory-decay",
+        lambda: TextSSMN(TextSSMNConfig(vocab_size=19, output_decay=0.05, **_OUTPUT, **_SMALL)),
+        elapsed=True,
+    ),
 )
 
 

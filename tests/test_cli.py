@@ -180,7 +180,14 @@ def test_frozen_and_plastic_streams_differ(run: Runner, text_folder: Path) -> No
     words = ("stream", "--model", text_folder)
     outs = {
         options: run(*words, *options, stdin=TEXT * 3)
-        for options in [(), ("--frozen",), ("--eta", "0.1"), ("--eta-scale", "2"), ("--decay", "0.5")]
+        for options in [
+            (),
+            ("--frozen",),
+            ("--eta", "0.1"),
+            ("--eta-scale", "2"),
+            ("--decay", "0.5"),
+            ("--output-memory",),
+        ]
     }
     assert len(set(outs.values())) == len(outs)
     run(*words, "--eta", "1.5", code=1)

@@ -57,6 +57,10 @@ def test_sequences_and_batches_are_steps_to_the_bit(config: StackConfig, dtype: 
     model = model_of(config)
     alone = Engine(model, dtype)
     expected = steps(alone, xs[:, 1])
+    if getattr(config, "output_memory", False):  # written once per chunk, so equal to rounding
+        for y in (Engine(model, dtype).run(xs[:, 1]), Engine(model, dtype, streams=3, threads=2).run(xs)[:, 1]):
+            assert_close(y, expected, 1e-5)
+        return
     for threads in (1, 2):
         batch, sequence = Engine(model, dtype, streams=3, threads=threads), Engine(model, dtype, threads=threads)
         np.testing.assert_array_equal(steps(batch, xs)[:, 1], expected)
@@ -138,6 +142,25 @@ def test_plasticity(name: str, plasticity: Plasticity) -> None:
     assert_close(engine.run(xs[40:]), expected, 1e-4)  # without a write strength short reads are blown up
     after = engine.get_state(1).layers[1].named_tensors()["memory"]
     assert torch.equal(memory, after) == plasticity.frozen
+
+
+@pytest.mark.parametrize(
+    "plasticity",
+    [Plasticity(output_eta=[0.3, 2.0], output_decay=0.2), Plasticity(output_eta=0.0), Plasticity(frozen=True)],
+)
+def test_plasticity_of_the_output_memory(plasticity: Plasticity) -> None:
+    config = CONFIGS["text-output-memory-decay"]
+    model, xs = model_of(config), inputs_of(config, 90, 2)
+    before, state = outputs_of(model, xs[:40])
+    expected, after = outputs_of(model, xs[40:], state=state, plasticity=plasticity)
+    engine = Engine(model, streams=2)
+    assert_close(engine.run(xs[:40]), before, 2e-5)
+    memory = engine.get_state(1).named_tensors()["head.memory"]
+    engine.set_plasticity(plasticity)
+    assert_close(engine.prefill(xs[40:]), expected[-1], 2e-5)
+    now = engine.get_state(1).named_tensors()["head.memory"]
+    assert_close(now.numpy(), after.named_tensors()["head.memory"][1:].numpy(), 2e-5)
+    assert torch.equal(now, memory) == plasticity.frozen
 
 
 def test_plasticity_of_one_stream() -> None:

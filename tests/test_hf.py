@@ -383,6 +383,10 @@ def test_every_setting_is_mirrored_and_stored(tmp_path: Path) -> None:
 
 
 def test_wrong_settings_are_refused() -> None:
+    with pytest.raises(
+        ConfigError, match="output_memory=True; wanted False: the adapter for transformers does not run"
+    ):
+        SSMNTextConfig(vocab_size=9, output_memory=True)
     with pytest.raises(ConfigError, match="unknown setting 'decay_lamda'; did you mean 'decay_lambda'"):
         SSMNTextConfig(decay_lamda=0.1)
     with pytest.raises(ConfigError, match=r"num_heads=5; wanted a divisor of hidden_dim=24"):

@@ -252,6 +252,45 @@ SSMN_API int32_t ssmn_window_attention_backward(
     int32_t threads);
 
 /*
+ * The output memory M [V, D] of a stream over V tokens, which learns from prediction errors. A step that comes with
+ * the token y, after a step with key k' and prediction p' (zeros before the first one):
+ *
+ *     M = exp(log_keep) M - eta e k'^T,  e = shrink(p' - onehot(y))     adapted = logits + M k     p = softmax(adapted)
+ *
+ * shrink(e) = sign(e) max(|e| - threshold, 0). A step whose mask is 0 changes nothing, and its adapted logits are the
+ * given ones; before a step whose `reset` is not 0 (closed or not) the state is zeros. Streams as in ssmn_memory. The
+ * steps are exact, and are computed in chunks whose bounds change results by rounding alone. Keys are of unit length,
+ * log_keep is at most 0.
+ */
+typedef struct ssmn_output_call {
+    int64_t rows;    /* B */
+    int64_t steps;   /* T */
+    int64_t tokens;  /* V, at least 1 */
+    int64_t width;   /* D */
+    int64_t streams; /* N */
+    float threshold; /* in [0, 1) */
+} ssmn_output_call;
+
+SSMN_API int32_t ssmn_output_memory(
+    const ssmn_output_call* call,
+    const float* keys,         /* [B, T, D] */
+    const int64_t* tokens,     /* [B, T] */
+    const float* eta,          /* [B, T] */
+    const float* log_keep,     /* [B, T] */
+    const uint8_t* mask,       /* [B, T], 0 = closed; NULL = all open */
+    const uint8_t* reset,      /* [B, T], or NULL */
+    const int64_t* cu_seqlens, /* [N + 1] or NULL */
+    const float* logits,       /* [B, T, V] */
+    const float* memory,       /* [N, V, D] */
+    const float* key,          /* [N, D] k' */
+    const float* prediction,   /* [N, V] p' */
+    float* adapted,            /* out [B, T, V] */
+    float* final_memory,       /* out [N, V, D] */
+    float* final_key,          /* out [N, D] */
+    float* final_prediction,   /* out [N, V] */
+    int32_t threads);
+
+/*
  * The stream engine: a whole model in one arena, and any number of streams that it steps in place.
  *
  * The caller fills the first part of an ssmn_engine and of its layers, calls ssmn_engine_layout, allocates the arena
@@ -340,6 +379,8 @@ typedef struct ssmn_engine_learning {
     float plasticity_eta;
     float decay_rate; /* -log(1 - lambda) */
     float write_threshold;
+    float output_eta;
+    float output_rate; /* -log(1 - lambda) of the output memory */
     int32_t frozen;
 } ssmn_engine_learning;
 
@@ -363,14 +404,18 @@ typedef struct ssmn_engine {
     int64_t pairs_same;  /* keys from the same vector, not the previous one */
     int64_t chat_rounds;
     int64_t inner_width; /* of the feed-forward */
-    int64_t format;      /* of the large matrices; of a memory's SSMN_INT8 if this is SSMN_INT4 */
-    int64_t chunk;       /* rows that are computed at once: streams times steps */
+    int64_t has_output_memory;
+    int64_t format; /* of the large matrices; of a memory's SSMN_INT8 if this is SSMN_INT4 */
+    int64_t chunk;  /* rows that are computed at once: streams times steps */
     int64_t threads;
     float norm_epsilon;
     float plasticity_eta;
     float write_threshold;
     float read_floor; /* share of the write strength below which a read is faded */
     float chat_epsilon;
+    float output_eta;
+    float output_rate; /* -log(1 - lambda) of the output memory */
+    float output_threshold;
     ssmn_engine_layer* layers;
     /* By ssmn_engine_layout: */
     ssmn_matrix input;  /* [D, inputs] float32, or the embeddings [inputs, D] */
@@ -385,6 +430,7 @@ typedef struct ssmn_engine {
     int64_t arena_bytes;
     int64_t ring;  /* slots of the window, a multiple of 16 */
     int64_t front; /* the encoder's state in a stream, in floats: [3, D], oldest first */
+    int64_t head;  /* the output memory's: M [outputs, D16], the key [D16], the prediction [outputs] */
     int64_t stream_floats;
     /* By the caller afterwards: */
     void* arena;

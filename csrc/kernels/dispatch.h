@@ -20,6 +20,7 @@ struct Kernels {
     decltype(&ssmn_memory_backward) memory_backward;
     WindowForwardFunction* window_forward;
     WindowBackwardFunction* window_backward;
+    decltype(&ssmn_output_memory) output_memory;
     decltype(&ssmn_matrix_product) matrix_product;
     decltype(&ssmn_engine_run) engine_run;
 };

@@ -12,6 +12,7 @@
 #include "engine_layout.h"
 #include "engine_memory.h"
 #include "engine_product.h"
+#include "output_memory.h"
 #include "path.h"
 #include "pool.h"
 
@@ -128,7 +129,7 @@ class Engine {
         const int64_t pairs = (panel_count + 1) / 2, units = std::min<int64_t>(pairs, kUnitsPerWorker * workers_);
         each(units, [&](int64_t unit) {
             const int64_t begin = pairs * unit / units * 2, end = pairs * (unit + 1) / units * 2;
-            multiply(matrix, at(matrix.offset), x, first, count, begin, std::min(end, panel_count), target);
+            SSMN_PATH::multiply(matrix, at(matrix.offset), x, first, count, begin, std::min(end, panel_count), target);
         });
     }
 
@@ -169,7 +170,7 @@ class Engine {
             Vectors x{};
             x.width = x.stride = e_.inputs;
             x.values = const_cast<float*>(static_cast<const float*>(call_.x)) + place_of(row) * e_.inputs;
-            multiply(
+            SSMN_PATH::multiply(
                 e_.input, at(e_.input.offset), x, 0, 1, 0, panels(D_),
                 {w_.x + row * wide_, wide_, D_, bias, Then::kStore});
         });
@@ -256,6 +257,7 @@ class Engine {
     }
 
     void write_output() {
+        if (e_.has_output_memory) return write_adapted();
         int64_t first = 0;
         if (call_.last_only) {
             if (step_ + t_ < call_.steps) return;
@@ -270,6 +272,48 @@ class Engine {
             product(
                 e_.output, w_.hidden, row, together, {y, e_.outputs, e_.outputs, bias, Then::kStore},
                 panels(e_.outputs));
+        }
+    }
+
+    // Every step is predicted, asked for or not, since the output memory learns from what was wrong.
+    void write_adapted() {
+        normalise_rows(e_.norm);
+        product(e_.output, w_.hidden, {w_.logits, e_.outputs, e_.outputs, nullptr, Then::kStore});
+        each(n_, [&](int64_t i) { adapt(i); });
+        if (call_.last_only && step_ + t_ < call_.steps) return;
+        const int64_t first = call_.last_only ? (t_ - 1) * n_ : 0;
+        each(rows_ - first, [&](int64_t unit) {
+            const int64_t row = first + unit;
+            const int64_t to = call_.last_only ? first_ + row % n_ : place_of(row);
+            std::copy_n(w_.logits + row * e_.outputs, e_.outputs, call_.y + to * e_.outputs);
+        });
+    }
+
+    // The steps of one stream through its output memory.
+    void adapt(int64_t i) {
+        const ssmn_engine_learning& learning = learning_of(i);
+        const bool closed = learning.frozen != 0;
+        const float eta = closed ? 0.0f : learning.output_eta < 0.0f ? e_.output_eta : learning.output_eta;
+        const float rate = closed ? 0.0f : learning.output_rate < 0.0f ? e_.output_rate : learning.output_rate;
+        float* memory = state_of(i) + e_.head;
+        float* key = memory + e_.outputs * wide_;
+        const OutputStreamState state{memory, wide_, key, key + wide_};
+        OutputMemory output(e_.outputs, D_, e_.output_threshold, w_.errors + worker_ * w_.error_floats);
+        OutputStep steps[kOutputChunk];
+        int64_t count = 0;
+        for (int64_t t = 0; t < t_; ++t) {
+            const int64_t row = t * n_ + i;
+            float* unit = w_.keys + row * wide_;
+            std::copy_n(w_.hidden.values + row * w_.hidden.stride, D_, unit);
+            make_unit(D_, unit);
+            const float elapsed = call_.elapsed == nullptr ? 1.0f : call_.elapsed[place_of(row)];
+            steps[count++] = {
+                w_.logits + row * e_.outputs, unit, static_cast<const int64_t*>(call_.x)[place_of(row)], eta,
+                std::max(-rate * elapsed, kForgotten)};
+            if (count == kOutputChunk || t + 1 == t_) {
+                output.run(steps, count, state);
+                count = 0;
+            }
         }
     }
 

@@ -260,6 +260,8 @@ extern "C" void ssmn_engine_layout(ssmn_engine* engine) {
         e.layers[i].state = used;
         used += layer_floats(e, e.layers[i].plastic != 0);
     }
+    e.head = used;
+    if (e.has_output_memory) used += (e.outputs + 1) * padded(D) + padded(e.outputs);
     e.stream_floats = padded(used);
     e.workspace = layout.place(workspace_of(e, nullptr).bytes);
     e.arena_bytes = layout.used();

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "output_layout.h"
 #include "ssmn.h"
 
 namespace ssmn {
@@ -84,7 +85,9 @@ struct Workspace {
     float* cosines;       // [chunk, head width / 2]
     float* sines;
     float* scores;  // [threads, score_floats]
-    int64_t part_stride, gate_stride, score_floats;
+    float* logits;  // [chunk, outputs] of steps that nobody asks for, if there is an output memory
+    float* errors;  // [threads, error_floats] what the output memory works with
+    int64_t part_stride, gate_stride, score_floats, error_floats;
     int64_t bytes;
 };
 
@@ -154,6 +157,11 @@ inline Workspace workspace_of(const ssmn_engine& engine, const void* base) {
     w.cosines = carver.take<float>(rows * D);
     w.sines = carver.take<float>(rows * D);
     w.scores = carver.take<float>(engine.threads * w.score_floats);
+    if (engine.has_output_memory) {
+        w.error_floats = round_up(output_workspace_floats(engine.outputs, D, engine.output_threshold), kPanelRows);
+        w.logits = carver.take<float>(rows * engine.outputs);
+        w.errors = carver.take<float>(engine.threads * w.error_floats);
+    }
     w.bytes = carver.used();
     return w;
 }

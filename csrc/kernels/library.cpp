@@ -104,6 +104,29 @@ extern "C" int32_t ssmn_memory_backward(
         d_q, d_k, d_v, d_eta, d_log_decay, d_erase, d_initial_state, threads);
 }
 
+extern "C" int32_t ssmn_output_memory(
+    const ssmn_output_call* call,
+    const float* keys,
+    const int64_t* tokens,
+    const float* eta,
+    const float* log_keep,
+    const uint8_t* mask,
+    const uint8_t* reset,
+    const int64_t* cu_seqlens,
+    const float* logits,
+    const float* memory,
+    const float* key,
+    const float* prediction,
+    float* adapted,
+    float* final_memory,
+    float* final_key,
+    float* final_prediction,
+    int32_t threads) {
+    return kernels().output_memory(
+        call, keys, tokens, eta, log_keep, mask, reset, cu_seqlens, logits, memory, key, prediction, adapted,
+        final_memory, final_key, final_prediction, threads);
+}
+
 extern "C" int32_t ssmn_matrix_product(
     int64_t format,
     int64_t rows,

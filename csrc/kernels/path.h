@@ -15,6 +15,7 @@ extern decltype(ssmn_memory_backward) memory_backward;
 extern WindowForwardFunction window_forward;
 extern WindowBackwardFunction window_backward;
 
+extern decltype(ssmn_output_memory) output_memory;
 extern decltype(ssmn_matrix_product) matrix_product;
 extern decltype(ssmn_engine_run) engine_run;
 

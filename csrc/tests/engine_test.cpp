@@ -130,9 +130,13 @@ void fill(const Model& model, int64_t offset, int64_t count, float value) {
 }
 
 // Every option that changes what is computed is on.
-std::unique_ptr<Model> text_model(int64_t format, int64_t threads, int64_t streams) {
+std::unique_ptr<Model> text_model(int64_t format, int64_t threads, int64_t streams, bool adapts = false) {
     auto model = std::make_unique<Model>();
     ssmn_engine& e = model->engine;
+    e.has_output_memory = adapts;
+    e.output_eta = 1.5f;
+    e.output_rate = 0.01f;
+    e.output_threshold = 0.02f;
     e.is_text = e.has_encoder = e.has_rotary = e.has_sinks = e.has_erasure = 1;
     e.inputs = e.outputs = 41;
     e.width = 36;
@@ -180,7 +184,7 @@ std::unique_ptr<Model> text_model(int64_t format, int64_t threads, int64_t strea
     }
     model->streams.assign(streams * e.stream_floats, 0.0f);
     model->positions.assign(streams, 0);
-    model->learning.assign(streams, {1.0f, 1.0f, -1.0f, -1.0f, -1.0f, 0});
+    model->learning.assign(streams, {1.0f, 1.0f, -1.0f, -1.0f, -1.0f, -1.0f, -1.0f, 0});
     e.arena = model->arena->at(0);
     e.streams = model->streams.data();
     e.positions = model->positions.data();
@@ -243,6 +247,36 @@ void check_engine(int64_t format, int64_t threads) {
         name + "more streams than a chunk");
 }
 
+// With an output memory, sequences and steps agree to rounding: it is written once per chunk.
+void check_adapted(int64_t threads) {
+    const std::string name = "engine with an output memory, " + std::to_string(threads) + " threads: ";
+    const int64_t steps = 53, outputs = 41;
+    std::vector<int64_t> tokens(3 * steps), second;
+    std::mt19937 random(3);
+    for (int64_t& token : tokens) token = static_cast<int64_t>(random() % 41);
+    for (int64_t t = 0; t < steps; ++t) second.push_back(tokens[t * 3 + 1]);
+    auto alone = text_model(SSMN_FLOAT32, 1, 1, true);
+    Numbers stepped;
+    for (int64_t token : second) {
+        const Floats y = run(*alone, {0}, {token});
+        stepped.insert(stepped.end(), y.begin(), y.end());
+    }
+    auto plain = text_model(SSMN_FLOAT32, 1, 1);
+    const Floats without = run(*plain, {0}, second);
+    check(Floats(stepped.begin(), stepped.end()) != without, name + "it changes something");
+    auto batch = text_model(SSMN_FLOAT32, threads, 3, true), last = text_model(SSMN_FLOAT32, threads, 3, true);
+    const Floats all = run(*batch, {2, 0, 1}, tokens);
+    Floats one;
+    for (int64_t t = 0; t < steps; ++t)
+        one.insert(one.end(), all.begin() + (t * 3 + 1) * outputs, all.begin() + (t * 3 + 2) * outputs);
+    check_close(one, stepped, name + "a sequence in a batch equals its steps");
+    check(same(all, (steps - 1) * 3 * outputs, run(*last, {2, 0, 1}, tokens, true)), name + "only the last");
+    const Floats numbers(batch->streams.begin(), batch->streams.begin() + batch->engine.stream_floats);
+    check_close(
+        Floats(alone->streams.begin() + alone->engine.head, alone->streams.end()),
+        Numbers(numbers.begin() + batch->engine.head, numbers.end()), name + "its state");
+}
+
 void check_refusals() {
     auto model = text_model(SSMN_FLOAT32, 1, 1);
     const Floats before = model->streams;
@@ -276,6 +310,8 @@ int main() {
         check_engine(format, 1);
         check_engine(format, 3);
     }
+    check_adapted(1);
+    check_adapted(3);
     check_refusals();
     return report("engine_test");
 }

@@ -26,6 +26,9 @@ READ_FLOOR = 0.2
 THOUGHT_EPS = 1e-2
 """Epsilon of the norm of the chat's thoughts; a small one would blow up what a faded read left."""
 
+OUTPUT_THRESHOLD = 1e-4
+"""Prediction errors up to this are not written into the output memory; larger ones are shortened by it."""
+
 
 def register_layer_type(name: str) -> None:
     """Makes `name` acceptable in `layer_types` (the block table must know how to build it)."""
@@ -253,9 +256,30 @@ class TextSSMNConfig(StackConfig):
     """Mixes the last four tokens' embeddings into a thought embedding before the stack."""
     embedding_std: float | None = None
     """Standard deviation of the initial embeddings; None = 1/√D."""
+    output_memory: bool = False
+    """Corrects the logits by a plastic memory of prediction errors; it has no weights, so any model can have one."""
+    output_eta: float = 0.5
+    """η of the output memory (≥ 0): how far an error moves the logit of its token for the same hidden vector."""
+    output_decay: float = 0.0
+    """λ of the output memory in [0, 1): the share of it that is lost per step."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As for every model; the output memory's settings are there only if it is on.
+
+        So a model without one has the fingerprint that it had before there was such a thing.
+        """
+        values = super().to_dict()
+        if not self.output_memory:
+            for name in ("output_memory", "output_eta", "output_decay"):
+                del values[name]
+        return values
 
     def _check(self) -> None:
         super()._check()
+        if self.output_eta < 0:
+            raise _refuse(type(self).__name__, "output_eta", self.output_eta, "0 or more")
+        if not 0.0 <= self.output_decay < 1.0:
+            raise _refuse(type(self).__name__, "output_decay", self.output_decay, "a share in [0, 1) lost per step")
         if self.vocab_size < 1:
             raise _refuse(type(self).__name__, "vocab_size", self.vocab_size, "at least 1")
         if self.embedding_std is not None and self.embedding_std <= 0:
@@ -318,6 +342,10 @@ class Plasticity:
     chat_rounds: int | None = None
     """Rounds of internal chat in this call, at most the model's: the first ones, their reads weighed as among
     themselves; None = all. One number for the whole call."""
+    output_eta: Any = None
+    """Replaces η of the output memory (≥ 0), if the model has one; 0 stops its writing, not its decay."""
+    output_decay: Any = None
+    """Replaces λ of the output memory, in [0, 1)."""
     frozen: bool = False
     """Closes every gate: nothing is written and nothing decays."""
 
@@ -328,15 +356,18 @@ class Plasticity:
             "plasticity_eta": (0.0, 1.0),
             "decay_lambda": (0.0, 1.0),
             "write_threshold": (0.0, 1.0),
+            "output_eta": (0.0, math.inf),
+            "output_decay": (0.0, 1.0),
         }
         for name, (low, high) in limits.items():
             value = getattr(self, name)
             if value is None and name not in ("eta_scale", "decay_scale"):
                 continue
             for number in _numbers(value):
-                outside = not low <= number <= high or (name == "decay_lambda" and number == 1.0)
+                is_decay = name in ("decay_lambda", "output_decay")
+                outside = not low <= number <= high or (is_decay and number == 1.0)
                 if not math.isfinite(number) or outside:
-                    end = ")" if name == "decay_lambda" or high == math.inf else "]"
+                    end = ")" if is_decay or high == math.inf else "]"
                     raise RangeError(f"Plasticity: {name}={value!r}; wanted finite numbers in [{low:g}, {high:g}{end}.")
         rounds = self.chat_rounds
         if rounds is not None and (isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 0):

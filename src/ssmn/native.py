@@ -52,6 +52,15 @@ class WindowSizes(Structure):
     _fields_ = [(name, c_int64) for name in ("rows", "steps", "query_heads", "key_heads", "width", "streams", "window")]
 
 
+class OutputCall(Structure):
+    """`ssmn_output_call`."""
+
+    _fields_ = [
+        *((name, c_int64) for name in ("rows", "steps", "tokens", "width", "streams")),
+        ("threshold", c_float),
+    ]
+
+
 class Matrix(Structure):
     """`ssmn_matrix`."""
 
@@ -78,16 +87,17 @@ class EngineSizes(Structure):
         *[(name, c_int64) for name in (
             "is_text", "has_encoder", "is_tied", "inputs", "outputs", "width", "layer_count", "query_heads",
             "key_heads", "window", "has_rotary", "has_sinks", "memory_heads", "has_erasure", "is_hebbian",
-            "pairs_same", "chat_rounds", "inner_width", "format", "chunk", "threads",
+            "pairs_same", "chat_rounds", "inner_width", "has_output_memory", "format", "chunk", "threads",
         )],
         *[(name, c_float) for name in (
-            "norm_epsilon", "plasticity_eta", "write_threshold", "read_floor", "chat_epsilon",
+            "norm_epsilon", "plasticity_eta", "write_threshold", "read_floor", "chat_epsilon", "output_eta",
+            "output_rate", "output_threshold",
         )],
         ("layers", POINTER(EngineLayer)),
         *[(name, Matrix) for name in ("input", "output", "encoder_expand", "encoder_contract")],
         *[(name, c_int64) for name in (
             "input_bias", "output_bias", "norm", "frequencies", "workspace", "arena_bytes", "ring", "front",
-            "stream_floats",
+            "head", "stream_floats",
         )],
         *[(name, c_void_p) for name in ("arena", "streams", "positions", "learning")],
         ("busy", c_int32),
@@ -118,6 +128,7 @@ _KERNELS: dict[str, list[type]] = {
     "ssmn_window_attention_backward": [
         POINTER(WindowSizes), c_int32, *_pointers(10), c_float, c_double, *_pointers(11), c_int32
     ],
+    "ssmn_output_memory": [POINTER(OutputCall), *_pointers(15), c_int32],
     "ssmn_matrix_product": [c_int64, c_int64, c_int64, c_void_p, c_int64, *_pointers(2), c_int32],
     "ssmn_engine_run": [POINTER(EngineSizes), POINTER(EngineCall)],
 }  # fmt: skip

@@ -261,6 +261,22 @@ class EncoderState(State):
     """[B, 3, D], embeddings of the last three tokens, oldest first."""
 
 
+@register_state("output")
+@dataclass(frozen=True, eq=False, repr=False)
+class OutputMemoryState(State):
+    """What the output memory remembers, and the prediction that the next token will prove right or wrong."""
+
+    memory: Annotated[Tensor, "B Y D"]
+    """[B, vocab_size, D], what is added to the logits for a key of unit length."""
+    key: Annotated[Tensor, "B D"]
+    """[B, D], the key of the last open step; zeros if there was none."""
+    prediction: Annotated[Tensor, "B Y"]
+    """[B, vocab_size], the probabilities that were given at the last open step."""
+
+    def reset_memory(self) -> Self:
+        return self.map(torch.zeros_like)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class StreamState(State):
     """Everything that a model carries from one call to the next.

@@ -211,6 +211,12 @@ def quality(
     shakespeare: Annotated[Path, typer.Option(metavar="FILE", help="The file tinyshakespeare.txt.")] = Path(
         "tinyshakespeare.txt"
     ),
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            "--model", "-m", metavar="DIR", help="Trained text model to read with; the shipped one if absent."
+        ),
+    ] = None,
     only: Annotated[
         list[str] | None, typer.Option("--only", metavar="PATTERN", help="Runs to do, such as 'delta-*'; repeatable.")
     ] = None,
@@ -235,8 +241,8 @@ def quality(
     with _Runs(console) as runs:
         record = bench.run(
             "quality", parts=tuple(part or ()), out=str(out), seeds=seeds, text=str(text),
-            shakespeare=str(shakespeare), quick=quick, only=tuple(only or ()), minutes=minutes,
-            report_only=report_only, on_run=runs.begin, on_step=runs.step,
+            shakespeare=str(shakespeare), model=model and str(model), quick=quick, only=tuple(only or ()),
+            minutes=minutes, report_only=report_only, on_run=runs.begin, on_step=runs.step,
         )  # fmt: skip
     shown = tables(record["results"])
     for table in shown:

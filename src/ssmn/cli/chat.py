@@ -54,6 +54,7 @@ def command(
     decay: options.Decay = None,
     decay_scale: options.DecayScale = 1.0,
     write_threshold: options.WriteThreshold = None,
+    output_memory: options.OutputMemory = False,
     backend: options.Backend = "auto",
     threads: options.Threads = None,
 ) -> None:
@@ -71,7 +72,7 @@ def command(
     """
     options.use_threads(threads)
     settings = options.plasticity(preset, frozen, eta, eta_scale, decay, decay_scale, write_threshold)
-    lm, tokenizer = options.load_text(model)
+    lm, tokenizer = options.load_text(model, output_memory)
 
     from ssmn.generation import Conversation, Sampling, Turns
 

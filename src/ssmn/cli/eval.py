@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -43,6 +44,7 @@ def command(
     decay: options.Decay = None,
     decay_scale: options.DecayScale = 1.0,
     write_threshold: options.WriteThreshold = None,
+    output_memory: options.OutputMemory = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines in place of a table.")] = False,
     threads: options.Threads = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
@@ -71,7 +73,7 @@ def command(
     else:
         assert model is not None
         settings = options.plasticity(preset, frozen, eta, eta_scale, decay, decay_scale, write_threshold)
-        rows = _evaluate(model, text, limit, task, overrides or [], settings)
+        rows = _evaluate(model, text, limit, task, overrides or [], settings, output_memory)
     _print(rows, as_json)
     if any(row.get("met") is False for row in rows):
         raise typer.Exit(1)
@@ -104,12 +106,16 @@ def _evaluate(
     task: str | None,
     overrides: list[str],
     settings: Plasticity | None,
+    output_memory: bool,
 ) -> list[Row]:
     from ssmn.config import Plasticity
 
-    controls = {} if settings is not None and settings.frozen else {"on": settings}
+    controls: dict[str, Plasticity | None] = {} if settings is not None and settings.frozen else {"on": settings}
+    if output_memory and controls:
+        without = dataclasses.replace(settings or Plasticity(), output_eta=0.0)
+        controls = {"on, and of the output": settings, "on": without}
     controls["frozen"] = Plasticity(frozen=True)
-    model = options.load(folder)
+    model = options.load(folder, output_memory)
     if text is not None:
         if model.config.kind != "text":
             raise ConfigError(f"eval: {folder} holds a Standard model; wanted a text model for --text.")

@@ -41,6 +41,7 @@ def command(
     decay_scale: options.DecayScale = 1.0,
     write_threshold: options.WriteThreshold = None,
     backend: options.Backend = "auto",
+    output_memory: options.OutputMemory = False,
     threads: options.Threads = None,
 ) -> None:
     """Continue a text, from a fresh stream or from a saved one.
@@ -62,7 +63,7 @@ def command(
     text = _lines(batch) if batch is not None else sys.stdin.buffer.read() if prompt is None else prompt
     if not text:
         raise FileError("generate: the prompt is empty; give a text as argument or on standard input.")
-    lm, tokenizer = options.load_text(model)
+    lm, tokenizer = options.load_text(model, output_memory)
     stream = options.open_stream(lm, state)
 
     from ssmn.generation import generate

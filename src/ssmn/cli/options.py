@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 
 from ssmn.config import LONG_TERM, SHORT_TERM, Plasticity
-from ssmn.errors import FileError
+from ssmn.errors import FileError, RangeError
+from ssmn.files import read_config
 
 if TYPE_CHECKING:
     from ssmn.models import SSMN, TextSSMN
@@ -76,6 +77,10 @@ Backend = Annotated[
     Literal["auto", "engine", "torch"],
     typer.Option(help="What computes; auto is the engine wherever it can run the model."),
 ]
+OutputMemory = Annotated[
+    bool,
+    typer.Option("--output-memory", help="Also learn from every prediction's error in a plastic memory of the output."),
+]
 
 Threads = Annotated[
     int | None,
@@ -128,11 +133,20 @@ def shipped_model() -> Path:
     return Path(str(resources.files("ssmn.demo") / "assets" / "model"))
 
 
-def load(folder: Path | None) -> TextSSMN | SSMN:
-    """The model in a folder (None = the shipped one)."""
+def load(folder: Path | None, output_memory: bool = False) -> TextSSMN | SSMN:
+    """The model in a folder (None = the shipped one), with an output memory if it is asked for.
+
+    Raises:
+        RangeError: An output memory is asked of a model that reads no text.
+    """
     from ssmn.models import load_model
 
-    return cast("TextSSMN | SSMN", load_model(folder or shipped_model()).eval())
+    folder = folder or shipped_model()
+    if not output_memory:
+        return cast("TextSSMN | SSMN", load_model(folder).eval())
+    if read_config(folder).get("kind") != "text":
+        raise RangeError(f"{folder}: holds a Standard model, and --output-memory is for text models; leave it out.")
+    return cast("TextSSMN", load_model(folder, output_memory=True).eval())
 
 
 def load_tokenizer(folder: Path | None, model: TextSSMN) -> Tokenizer:
@@ -153,13 +167,13 @@ def load_tokenizer(folder: Path | None, model: TextSSMN) -> Tokenizer:
     return tokenizer
 
 
-def load_text(folder: Path | None) -> tuple[TextSSMN, Tokenizer]:
+def load_text(folder: Path | None, output_memory: bool = False) -> tuple[TextSSMN, Tokenizer]:
     """A text model and its tokenizer.
 
     Raises:
         FileError: The folder holds no text model, or no tokenizer that fits it.
     """
-    model = load(folder)
+    model = load(folder, output_memory)
     if model.config.kind != "text":
         raise FileError(f"{folder}: holds a Standard model; wanted a text model, such as `ssmn train` makes from text.")
     model = cast("TextSSMN", model)

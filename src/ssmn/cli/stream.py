@@ -49,6 +49,7 @@ def command(
     decay: options.Decay = None,
     decay_scale: options.DecayScale = 1.0,
     write_threshold: options.WriteThreshold = None,
+    output_memory: options.OutputMemory = False,
     threads: options.Threads = None,
 ) -> None:
     """Read standard input as one endless stream; write surprise (text) or predictions (rows).
@@ -65,7 +66,7 @@ def command(
     """
     options.use_threads(threads)
     settings = options.plasticity(preset, frozen, eta, eta_scale, decay, decay_scale, write_threshold)
-    loaded = options.load(model)
+    loaded = options.load(model, output_memory)
     if loaded.config.kind == "text" and (columns is not None or header is not None):
         raise RangeError(
             "stream: --columns and --header are for rows of numbers, but the model reads text; leave them out."

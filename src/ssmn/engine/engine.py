@@ -65,13 +65,22 @@ class Engine:
         self._bind()
 
     @classmethod
-    def load(cls, folder: PathLike, dtype: Dtype = "float32", streams: int = 1, threads: int = 1) -> Self:
+    def load(
+        cls, folder: PathLike, dtype: Dtype = "float32", streams: int = 1, threads: int = 1, **changes: Any
+    ) -> Self:
         """The engine of a model that `save_pretrained` or `ssmn train` wrote; needs no torch.
+
+        Args:
+            folder: The model's.
+            dtype: As for the engine itself; `streams` and `threads` too.
+            streams: See `dtype`.
+            threads: See `dtype`.
+            changes: Settings to change that have no weights, such as `output_memory=True`.
 
         Raises:
             FileError, ConfigError: The folder is not one of ours, or damaged.
         """
-        return cls(Source.of_folder(folder), dtype, streams, threads)
+        return cls(Source.of_folder(folder, **changes), dtype, streams, threads)
 
     @property
     def streams(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from ctypes import byref
 from dataclasses import dataclass
@@ -12,7 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ssmn.config import READ_FLOOR, THOUGHT_EPS, SSMNConfig, StackConfig, TextSSMNConfig, config_from_dict
+from ssmn.config import (
+    OUTPUT_THRESHOLD,
+    READ_FLOOR,
+    THOUGHT_EPS,
+    SSMNConfig,
+    StackConfig,
+    TextSSMNConfig,
+    config_from_dict,
+)
 from ssmn.errors import ConfigError, DtypeError, FileError
 from ssmn.files import BFLOAT16, Origin, PathLike, Tensors, load_weights, model_fingerprint, read_config
 from ssmn.native import EngineLayer, EngineSizes, Matrix, library
@@ -39,10 +48,10 @@ class Source:
     """For error messages."""
 
     @classmethod
-    def of_folder(cls, folder: PathLike) -> Source:
-        """A saved model."""
+    def of_folder(cls, folder: PathLike, **changes: Any) -> Source:
+        """A saved model, with settings changed that have no weights."""
         values = read_config(folder)
-        return cls(config_from_dict(values), load_weights(folder, values), str(Path(folder)))
+        return cls(config_from_dict({**values, **changes}), load_weights(folder, values), str(Path(folder)))
 
     @classmethod
     def of_model(cls, model: Any) -> Source:
@@ -146,6 +155,8 @@ def _sizes(config: StackConfig, dtype: str, threads: int) -> EngineSizes:
         sizes.is_text, sizes.has_encoder = True, config.semantic_encoder
         sizes.is_tied = config.tie_embeddings
         sizes.inputs = sizes.outputs = config.vocab_size
+        sizes.has_output_memory, sizes.output_eta = config.output_memory, config.output_eta
+        sizes.output_rate, sizes.output_threshold = -math.log1p(-config.output_decay), OUTPUT_THRESHOLD
     else:
         assert isinstance(config, SSMNConfig)
         sizes.inputs, sizes.outputs = config.input_dim, config.output_dim

@@ -14,9 +14,14 @@ from ssmn.errors import FileError, RangeError, ShapeError, StateError
 from ssmn.files import PathLike, Tensors, first_difference, read_file
 
 _LEARNING = np.dtype(
-    [(name, np.float32) for name in ("eta_scale", "decay_scale", "plasticity_eta", "decay_rate", "write_threshold")]
+    [
+        (name, np.float32)
+        for name in (
+            "eta_scale", "decay_scale", "plasticity_eta", "decay_rate", "write_threshold", "output_eta", "output_rate",
+        )
+    ]
     + [("frozen", np.int32)]
-)
+)  # fmt: skip
 """`ssmn_engine_learning`."""
 
 
@@ -36,7 +41,8 @@ class Streams:
         assert self.config.layer_types is not None
         kinds = {"static": "window", "plastic": "plastic"}
         front = "encoder" if self.packed.sizes.has_encoder else None
-        return {"front": front, "layers": [kinds[kind] for kind in self.config.layer_types], "head": None}
+        head = "output" if self.packed.sizes.has_output_memory else None
+        return {"front": front, "layers": [kinds[kind] for kind in self.config.layer_types], "head": head}
 
     def add(self, count: int) -> None:
         """Makes `count` more fresh streams."""
@@ -154,6 +160,13 @@ class Streams:
                 memory = numbers[layer.state : end].reshape(heads, key, value)
                 views[f"layers.{number}.memory"] = memory[:, :, :key]
                 views[f"layers.{number}.previous"] = numbers[end : end + width]
+        sizes = self.packed.sizes
+        if sizes.has_output_memory:
+            stride = -(-width // PANEL) * PANEL
+            key, prediction = (sizes.head + rows * stride for rows in (sizes.outputs, sizes.outputs + 1))
+            views["head.memory"] = numbers[sizes.head : key].reshape(sizes.outputs, stride)[:, :width]
+            views["head.key"] = numbers[key : key + width]
+            views["head.prediction"] = numbers[prediction : prediction + sizes.outputs]
         return views
 
     def _ring(self, stream: int, layer: int, name: str) -> NDArray[np.float32]:
@@ -186,7 +199,10 @@ class _KeyRing:
 def _learning(plasticity: Plasticity, stream: int | None, count: int) -> NDArray[Any]:
     """`count` rows of `ssmn_engine_learning`."""
     rows = np.zeros(count, _LEARNING)
-    for name in ("eta_scale", "decay_scale", "plasticity_eta", "decay_lambda", "write_threshold"):
+    rates = {"decay_lambda": "decay_rate", "output_decay": "output_rate"}
+    for name in (
+        "eta_scale", "decay_scale", "plasticity_eta", "decay_lambda", "write_threshold", "output_eta", "output_decay",
+    ):  # fmt: skip
         value = getattr(plasticity, name)
         if value is None:
             values = np.full(1, -1.0)
@@ -195,8 +211,8 @@ def _learning(plasticity: Plasticity, stream: int | None, count: int) -> NDArray
             if values.ndim and (stream is not None or values.shape != (count,)):
                 wanted = "a number" if stream is not None else f"a number or one per stream [{count}]"
                 raise ShapeError(f"Plasticity: {name} has shape {list(values.shape)}; wanted {wanted}.")
-        if name == "decay_lambda":
-            rows["decay_rate"] = values if value is None else -np.log1p(-values)
+        if name in rates:
+            rows[rates[name]] = values if value is None else -np.log1p(-values)
         else:
             rows[name] = values
     rows["frozen"] = plasticity.frozen

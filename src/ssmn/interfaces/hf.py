@@ -46,7 +46,14 @@ except ImportError as error:
 _RENAMED = {"layer_types": "block_types"}
 """`layer_types` means something else to transformers: what kind of cache each layer needs."""
 
-_SETTINGS = {_RENAMED.get(field.name, field.name): field.name for field in dataclasses.fields(TextSSMNConfig)}
+_ABSENT = ("output_memory", "output_eta", "output_decay")
+"""Settings of what this adapter does not run: an output memory learns at every step, and not only at those kept."""
+
+_SETTINGS = {
+    _RENAMED.get(field.name, field.name): field.name
+    for field in dataclasses.fields(TextSSMNConfig)
+    if field.name not in _ABSENT
+}
 """The settings by their names here, and what `TextSSMNConfig` calls them."""
 
 _STATE_SLOTS = 8
@@ -94,6 +101,7 @@ class SSMNTextConfig(PreTrainedConfig):
         for name in values.keys() - _SETTINGS.keys() - known:
             if near := difflib.get_close_matches(name, _SETTINGS, n=1, cutoff=0.9):
                 raise ConfigError(f"SSMNTextConfig: unknown setting {name!r}; did you mean {near[0]!r}?")
+        _refuse_output_memory(bool(values.get("output_memory")))
         given = {_SETTINGS[name]: values.pop(name) for name in values.keys() & _SETTINGS.keys()}
         checked = TextSSMNConfig.from_dict({"vocab_size": 256, **given}).to_dict()
         for name, original in _SETTINGS.items():
@@ -113,7 +121,12 @@ class SSMNTextConfig(PreTrainedConfig):
 
     @classmethod
     def from_ssmn(cls, config: TextSSMNConfig) -> Self:
-        """The same settings."""
+        """The same settings.
+
+        Raises:
+            ConfigError: The model has an output memory, which this adapter does not run.
+        """
+        _refuse_output_memory(config.output_memory)
         values = config.to_dict()
         return cls(**{name: values[original] for name, original in _SETTINGS.items()})
 
@@ -341,6 +354,14 @@ class SSMNForCausalLM(PreTrainedModel, GenerationMixin):
                     parameter.copy_(weights[name])
         for module in modules.values():
             module._is_hf_initialized = True  # type: ignore[assignment]
+
+
+def _refuse_output_memory(is_on: bool) -> None:
+    if is_on:
+        raise ConfigError(
+            "SSMNTextConfig: output_memory=True; wanted False: the adapter for transformers does not run it; load the "
+            "model without it, or generate with ssmn.generate or `ssmn generate --output-memory`."
+        )
 
 
 def tokenizer_from_file(path: str | Path) -> PreTrainedTokenizerFast:

@@ -6,12 +6,14 @@ from ssmn.layers.chat import InternalRecurrentChat
 from ssmn.layers.encoder import SemanticEncoder
 from ssmn.layers.gates import DecayGate, ImportanceGate
 from ssmn.layers.memory import SynapticMemory
+from ssmn.layers.output import OutputMemory
 
 __all__ = [
     "Block",
     "DecayGate",
     "ImportanceGate",
     "InternalRecurrentChat",
+    "OutputMemory",
     "SemanticEncoder",
     "SlidingWindowAttention",
     "SwiGLU",

@@ -67,7 +67,7 @@ class Stack(nn.Module):
             raise RangeError(f"init_state: batch_size={batch_size!r}; wanted a whole number of at least 1.")
         layers = tuple(block.init_state(batch_size) for block in self.blocks)
         position = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
-        return StreamState(self._init_front(batch_size), layers, None, position)
+        return StreamState(self._init_front(batch_size), layers, self._init_head(batch_size), position)
 
     def num_parameters(self) -> int:
         """Number of weights; shared weights count once."""
@@ -125,6 +125,9 @@ class Stack(nn.Module):
     def _init_front(self, batch_size: int) -> State | None:
         return None
 
+    def _init_head(self, batch_size: int) -> State | None:
+        return None
+
     def _check_steps(
         self,
         x: Tensor,
@@ -174,7 +177,7 @@ class Stack(nn.Module):
             )
             layers.append(layer)
         position = count_open(state.position, x.shape[0], x.shape[1], mask, reset, cu_seqlens)
-        return self.norm(x), StreamState(front, tuple(layers), None, position)
+        return self.norm(x), StreamState(front, tuple(layers), state.head, position)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes `config.json` and `model.safetensors` (with checksum, atomically) into `folder`."""
@@ -186,15 +189,19 @@ class Stack(nn.Module):
         atomic_write(folder / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Self:
+    def from_pretrained(cls, folder: str | Path, **changes: Any) -> Self:
         """Reads what `save_pretrained` wrote, in the dtype it was saved in; nothing in the files is executed.
+
+        Args:
+            folder: The model's.
+            changes: Settings to change that have no weights, such as `output_memory=True`.
 
         Raises:
             FileError: A file is missing, damaged, or of another kind of model.
             ConfigError: The configuration is not one of this class.
         """
         values, path = read_config(folder), Path(folder) / WEIGHTS_FILE
-        model = cls(cls.config_class.from_dict(values))
+        model = cls(cls.config_class.from_dict({**values, **changes}))
         arrays = load_weights(folder, values)
         tensors = {name: from_numpy(array) for name, array in arrays.items()}
         wanted = model.state_dict()

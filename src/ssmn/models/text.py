@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import ClassVar
 
@@ -12,9 +13,10 @@ from torch.nn import functional
 from ssmn.config import Plasticity, StackConfig, TextSSMNConfig
 from ssmn.errors import DtypeError, RangeError, ShapeError, StateError
 from ssmn.layers.encoder import SemanticEncoder
+from ssmn.layers.output import OutputMemory
 from ssmn.models.stack import Stack
 from ssmn.ops.common import shape_text
-from ssmn.state import EncoderState, State, StreamState
+from ssmn.state import EncoderState, OutputMemoryState, State, StreamState
 
 
 class TextSSMN(Stack):
@@ -42,9 +44,18 @@ class TextSSMN(Stack):
         nn.init.normal_(self.embedding.weight, std=config.embedding_std or 1 / math.sqrt(config.hidden_dim))
         self.encoder = SemanticEncoder(config.hidden_dim) if config.semantic_encoder else None
         self.output = None if config.tie_embeddings else nn.Linear(config.hidden_dim, config.vocab_size, bias=False)
+        self.output_memory = (
+            OutputMemory(config.vocab_size, config.hidden_dim, config.output_eta, config.output_decay)
+            if config.output_memory
+            else None
+        )
 
     def _init_front(self, batch_size: int) -> State | None:
         return None if self.encoder is None else self.encoder.init_state(batch_size)
+
+    def _init_head(self, batch_size: int) -> State | None:
+        memory, weight = self.output_memory, self.embedding.weight
+        return None if memory is None else memory.init_state(batch_size, weight.dtype, weight.device)
 
     def forward(
         self,
@@ -78,6 +89,14 @@ class TextSSMN(Stack):
             input_ids, state, mask=mask, reset=reset, cu_seqlens=cu_seqlens, elapsed=elapsed, plasticity=plasticity
         )
         logits = self.logits(hidden)
+        if self.output_memory is not None:
+            if not isinstance(state.head, OutputMemoryState):
+                raise StateError("TextSSMN: the state has no part for the output memory; use model.init_state.")
+            logits, head = self.output_memory(
+                logits, hidden, input_ids, state.head,
+                mask=mask, reset=reset, cu_seqlens=cu_seqlens, elapsed=elapsed, plasticity=plasticity,
+            )  # fmt: skip
+            state = dataclasses.replace(state, head=head)
         return (logits if mask is None else torch.where(mask.unsqueeze(-1), logits, 0.0)), state
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -95,7 +114,10 @@ class TextSSMN(Stack):
         elapsed: Tensor | None = None,
         plasticity: Plasticity | None = None,
     ) -> tuple[Tensor, StreamState]:
-        """What the logits are made from: (normalised hidden vectors [B, T, D], state). Arguments as in `forward`."""
+        """What the logits are made from: (normalised hidden vectors [B, T, D], state). Arguments as in `forward`.
+
+        An output memory neither sees nor learns from what is read this way: its part of the state stays as it is.
+        """
         if not isinstance(input_ids, Tensor) or input_ids.dtype not in (torch.int64, torch.int32):
             came = input_ids.dtype if isinstance(input_ids, Tensor) else type(input_ids).__name__
             raise DtypeError(f"TextSSMN: input_ids is {came}; wanted an int64 or int32 tensor [B, T].")

@@ -1,4 +1,4 @@
-"""The two operations of an SSMN, each as a loop (`reference`), in chunks (`chunked`) and in C++ (`native`)."""
+"""The operations of an SSMN, each as a loop (`reference`), in chunks (`chunked`) and in C++ (`native`)."""
 
 from ssmn.ops.common import MemoryTrace
 from ssmn.ops.dispatch import (
@@ -10,6 +10,7 @@ from ssmn.ops.dispatch import (
     use_backend,
     window_attention,
 )
+from ssmn.ops.output import output_memory
 
 __all__ = [
     "MemoryTrace",
@@ -17,6 +18,7 @@ __all__ = [
     "choose_backend",
     "memory_read",
     "memory_write",
+    "output_memory",
     "synaptic_memory",
     "use_backend",
     "window_attention",

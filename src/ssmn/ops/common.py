@@ -14,7 +14,7 @@ from ssmn.errors import DtypeError, RangeError, ShapeError
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
-_FORGOTTEN = -1000.0
+FORGOTTEN = -1000.0
 """exp(−1000) is zero in every dtype: a stronger decay is the same, and would only swamp the sums that it enters."""
 
 
@@ -63,7 +63,7 @@ def coefficients(
     """A rule as (write w, erase e or None, log a), each [B, T, H]; a closed step is exactly zero in all three."""
     gate = None if mask is None else (mask if mask.dim() == 3 else mask.unsqueeze(-1))
     zero = eta.new_zeros(())
-    log_decay = log_decay.clamp(min=_FORGOTTEN)
+    log_decay = log_decay.clamp(min=FORGOTTEN)
 
     def gated(value: Tensor) -> Tensor:
         return value if gate is None else torch.where(gate, value, zero)

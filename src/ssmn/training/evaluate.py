@@ -65,6 +65,9 @@ def outputs_of(
     """
     if batch.mask is None or not isinstance(model, TextSSMN):
         return model(batch.inputs, state, **options)
+    if model.output_memory is not None:  # it learns at every step
+        output, state = model(batch.inputs, state, **options)
+        return output[batch.mask], state
     hidden, state = model.hidden(batch.inputs, state, **options)
     return model.logits(hidden[batch.mask]), state
 

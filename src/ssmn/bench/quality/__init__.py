@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ssmn.bench.quality import distance, forgetting, frame, hops, lm, recall, second_reading, sparse
+from ssmn.bench.quality import distance, encoder, forgetting, frame, hops, lm, recall, second_reading, sparse
+from ssmn.bench.quality import output_memory as adaptation
 from ssmn.bench.quality import shakespeare as characters
 from ssmn.bench.quality.frame import Options, Part, Result, Run, Workplace
 from ssmn.bench.registry import register
@@ -30,6 +31,8 @@ PARTS: dict[str, Part] = {
         distance.PART,
         sparse.PART,
         forgetting.PART,
+        adaptation.PART,
+        encoder.PART,
     )
 }
 """All parts by name, in the order in which they are run."""
@@ -43,6 +46,7 @@ def measure_quality(
     seeds: int = 3,
     text: str = "data/text",
     shakespeare: str = "tinyshakespeare.txt",
+    model: str | None = None,
     quick: bool = False,
     only: Sequence[str] = (),
     minutes: float | None = None,
@@ -58,6 +62,7 @@ def measure_quality(
         seeds: Repetitions, with the seeds 0, 1, ...
         text: Folder of a corpus (docs/corpus.md).
         shakespeare: The file tinyshakespeare.txt.
+        model: Folder of a trained text model, for the parts that read with one; None = the shipped one.
         quick: A try with tiny sizes and no meaning.
         only: Patterns of runs to do; the others are left out.
         minutes: Stops after so many; the next call goes on.
@@ -77,7 +82,8 @@ def measure_quality(
         raise RangeError(f"quality: part={unknown[0]!r}; wanted one of {', '.join(PARTS)}.")
     if seeds < 1:
         raise RangeError(f"quality: seeds={seeds}; wanted at least 1.")
-    options = Options(Path(out), seeds, Path(text), Path(shakespeare), quick)
+    given = {} if model is None else {"model": Path(model)}
+    options = Options(Path(out), seeds, Path(text), Path(shakespeare), **given, quick=quick)
     until = float("inf") if minutes is None else time.monotonic() + 60 * minutes
     chosen = [PARTS[name] for name in PARTS if not parts or name in parts]
     complete = not report_only

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 Result = dict[str, Any]
 """What one run measured: plain values."""
 
+SHIPPED_MODEL = Path(str(resources.files("ssmn"))) / "demo" / "assets" / "model"
+"""Folder of the text model that comes with the library."""
+
 
 class Stopped(Exception):  # noqa: N818 - no error
     """The work was stopped before all runs were finished."""
@@ -38,6 +42,7 @@ class Options:
         seeds: Repetitions, with the seeds 0, 1, ...
         text: Folder of a corpus with `train`, `validation` and `held-out` in it (see docs/corpus.md).
         shakespeare: The file tinyshakespeare.txt.
+        model: Folder of a trained text model, for the parts that read with one; the shipped one if not given.
         quick: A try with tiny sizes and no meaning.
     """
 
@@ -45,6 +50,7 @@ class Options:
     seeds: int = 3
     text: Path = Path("data/text")
     shakespeare: Path = Path("tinyshakespeare.txt")
+    model: Path = SHIPPED_MODEL
     quick: bool = False
 
 
