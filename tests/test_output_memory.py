@@ -74,7 +74,8 @@ def test_faster_backends_do_what_the_reference_does(backend: Backend, time: int)
     generator = torch.Generator().manual_seed(3)
     mask, reset = torch.rand(3, time, generator=generator) < 0.8, torch.rand(3, time, generator=generator) < 0.04
     start = ops.output_memory(**inputs(3, 9), backend="reference")[1]
-    for options in ({}, {"mask": mask, "reset": reset}):
+    cases: list[dict[str, Any]] = [{}, {"mask": mask, "reset": reset}]
+    for options in cases:
         want, final = ops.output_memory(**inputs(3, time), **options, initial_state=start, backend="reference")
         got, state = ops.output_memory(**inputs(3, time), **options, initial_state=start, backend=backend)
         assert float((got - want).abs().max() if time else 0) <= 2e-5 * max(1.0, float(want.abs().max() if time else 0))
@@ -92,7 +93,7 @@ def test_packed_segments_are_streams(backend: Backend) -> None:
     start = ops.output_memory(**inputs(3, 9), backend="reference")[1]
     packed, final = ops.output_memory(**given, cu_seqlens=torch.tensor(bounds), initial_state=start, backend=backend)
     for n, (first, last) in enumerate(itertools.pairwise(bounds)):
-        part = {name: x[:, first:last] for name, x in given.items()}
+        part: dict[str, Any] = {name: x[:, first:last] for name, x in given.items()}
         alone, state = ops.output_memory(**part, initial_state=start.select([n]), backend=backend)
         torch.testing.assert_close(packed[:, first:last], alone)
         assert all(entry.relative <= 1e-6 for entry in state.diff(final.select([n])))
@@ -101,8 +102,8 @@ def test_packed_segments_are_streams(backend: Backend) -> None:
 def test_rounding_cannot_decide_what_is_written() -> None:
     """An error just above the threshold writes next to nothing: two ways to compute it cannot part."""
     state = OutputMemoryState(torch.zeros(1, 3, 1), torch.ones(1, 1), torch.tensor([[0.02, 0.02, 0.96]]))
-    given = {"logits": torch.zeros(1, 1, 3), "keys": torch.ones(1, 1, 1), "tokens": torch.tensor([[2]])}
-    steps = {"eta": torch.ones(1, 1), "log_decay": torch.zeros(1, 1)}
+    given: dict[str, Any] = {"logits": torch.zeros(1, 1, 3), "keys": torch.ones(1, 1, 1), "tokens": torch.tensor([[2]])}
+    steps: dict[str, Any] = {"eta": torch.ones(1, 1), "log_decay": torch.zeros(1, 1)}
     above = OutputMemoryState(state.memory, state.key, state.prediction + torch.tensor([1e-6, 0.0, 0.0]))
     first, second = (ops.output_memory(**given, **steps, threshold=0.02, initial_state=s)[0] for s in (state, above))
     assert float((first - second).abs().max()) < 2e-6

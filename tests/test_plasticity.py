@@ -326,6 +326,7 @@ def test_more_rounds_than_the_model_has_are_refused() -> None:
         model(torch.zeros(1, 2, dtype=torch.int64), plasticity=Plasticity(chat_rounds=1))
     with pytest.raises(ConfigError, match="rounds=1; wanted 0 to the model's 0"):
         model.with_chat_rounds(1)
-    for wrong in (-1, True, 1.0):
+    wrongs: list[Any] = [-1, True, 1.0]
+    for wrong in wrongs:
         with pytest.raises(RangeError, match=r"chat_rounds=.*; wanted a whole number of at least 0"):
             Plasticity(chat_rounds=wrong)

@@ -131,7 +131,8 @@ def generate(
             or a list of one setting per row, make the streams differ.
         tokenizer: Gives every step its text, and takes prompts as texts.
         backend: `engine` (float32; the weights are packed once and again whenever they have changed), `torch`, or
-            `auto`: the engine for float32 models on the CPU if the native library is there.
+            `auto`: the engine for float32 models on the CPU if the native library is there and `plasticity` leaves
+            the rounds of chat as they are.
 
     Returns:
         An iterator over steps (token, state), with `row`, `text` and `finish`. Rows take turns.
@@ -268,7 +269,8 @@ def _runner(lm: Any, states: list[StreamState | None], learning: list[Plasticity
     model: Any = lm
     if not callable(lm):
         raise DtypeError(f"generate: lm is {type(lm).__name__}; wanted a TextSSMN or an Engine of one.")
-    if backend == "torch" or (backend == "auto" and why_not_engine(model) is not None):
+    other_rounds = any(one is not None and one.chat_rounds is not None for one in learning)
+    if backend == "torch" or (backend == "auto" and (other_rounds or why_not_engine(model) is not None)):
         return TorchRunner(model, states, learning)
     engine = engine_of(model)
     return EngineRunner(engine, lock_of(engine), states, learning)

@@ -202,11 +202,16 @@ class EngineRunner:
             return self._found[row][1]
 
 
+PER_ROW = (
+    "eta_scale", "decay_scale", "plasticity_eta", "decay_lambda", "write_threshold", "output_eta", "output_decay",
+)  # fmt: skip
+"""Settings that every row of a batch may have for itself."""
+
+
 def _kind(learning: Plasticity | None) -> Any:
     """What two rows must share to go through a model in one call."""
     learning = learning or Plasticity()
-    absent = (learning.plasticity_eta is None, learning.decay_lambda is None, learning.write_threshold is None)
-    return learning.frozen, *absent
+    return learning.frozen, learning.chat_rounds, *(getattr(learning, name) is None for name in PER_ROW)
 
 
 def _together(learning: Sequence[Plasticity | None]) -> Plasticity | None:
@@ -219,8 +224,8 @@ def _together(learning: Sequence[Plasticity | None]) -> Plasticity | None:
         values = [getattr(row, name) for row in rows]
         return None if values[0] is None else values
 
-    names = ("eta_scale", "decay_scale", "plasticity_eta", "decay_lambda", "write_threshold")
-    return Plasticity(frozen=rows[0].frozen, **{name: column(name) for name in names})
+    settings: dict[str, Any] = {name: column(name) for name in PER_ROW}
+    return Plasticity(frozen=rows[0].frozen, chat_rounds=rows[0].chat_rounds, **settings)
 
 
 def _numpy(logits: Tensor) -> Logits:

@@ -66,10 +66,10 @@ def outputs_of(
     if batch.mask is None or not isinstance(model, TextSSMN):
         return model(batch.inputs, state, **options)
     if model.output_memory is not None:  # it learns at every step
-        output, state = model(batch.inputs, state, **options)
-        return output[batch.mask], state
-    hidden, state = model.hidden(batch.inputs, state, **options)
-    return model.logits(hidden[batch.mask]), state
+        output, after = model(batch.inputs, state, **options)
+        return output[batch.mask], after
+    hidden, after = model.hidden(batch.inputs, state, **options)
+    return model.logits(hidden[batch.mask]), after
 
 
 def loss_of(output: Tensor, batch: Batch) -> Tensor:
