@@ -409,12 +409,7 @@ def test_logits_that_are_not_finite_are_refused() -> None:
 
 
 def test_other_rounds_of_chat_are_computed_by_torch() -> None:
-    torch.manual_seed(0)
-    config = TextSSMNConfig(
-        vocab_size=20, hidden_dim=16, num_layers=3, num_heads=2, window_size=4, layer_types=("plastic",) * 3,
-        chat_rounds=2,
-    )  # fmt: skip
-    lm = TextSSMN(config).eval()
+    lm = text_model(chat_rounds=2)
     settings = Plasticity(chat_rounds=1)
     made = [step.token for step in generate(lm, [3, 1, 3], max_new_tokens=6, temperature=0.0, plasticity=settings)]
     fewer = lm.with_chat_rounds(1)

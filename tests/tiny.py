@@ -13,10 +13,13 @@ from ssmn.training import Tokenizer
 ROWS = SSMNConfig(input_dim=2, output_dim=2, hidden_dim=12, num_layers=3, num_heads=2, window_size=5)
 
 
-def text_model(seed: int = 0, vocab_size: int = 256) -> TextSSMN:
+def text_model(seed: int = 0, vocab_size: int = 256, chat_rounds: int = 0) -> TextSSMN:
     """An untrained text model, of bytes unless told otherwise."""
     torch.manual_seed(seed)
-    return TextSSMN(TextSSMNConfig(vocab_size=vocab_size, hidden_dim=16, num_layers=3, num_heads=2, window_size=6))
+    config = TextSSMNConfig(
+        vocab_size=vocab_size, hidden_dim=16, num_layers=3, num_heads=2, window_size=6, chat_rounds=chat_rounds
+    )
+    return TextSSMN(config)
 
 
 def row_model(seed: int = 0) -> SSMN:

@@ -384,7 +384,7 @@ class Plasticity:
         columns = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            values = [value] if value is None or isinstance(value, bool) else _numbers(value)
+            values = [value] if value is None or isinstance(value, int) else _numbers(value)
             if len(values) not in (1, rows):
                 raise ShapeError(
                     f"Plasticity: {field.name} has {len(values)} numbers; wanted one, or one per row ({rows})."
