@@ -73,7 +73,7 @@ def test_the_encoder_is_measured_and_probed(corpus: Path, tmp_path: Path) -> Non
     with pytest.raises(FileError, match=r"does not hold the Brown corpus; fetch it: python -m ssmn\.bench"):
         brown.read(folder)
     folder.mkdir()
-    text = "The/at fall/nn fell/vbd ./. They/ppss fall/vb twice/rb ,/, and/cc fall/vb ./.\n"
+    text = "a/at x/nn was/bedz ./. I/ppss x/vb it/ppo ,/, I/ppss x/vb ./.\n"
     for name in ("ca01", "ca02"):
         (folder / name).write_text(text * 30)
     found = quality.measure_quality(

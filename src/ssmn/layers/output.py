@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ssmn.config import Plasticity
 from ssmn.layers.checks import check_setting
 from ssmn.layers.gates import DEFAULT, setting
 from ssmn.ops.common import state_dtype
 from ssmn.ops.output import output_memory
+from ssmn.ops.segments import bounds_of
 from ssmn.state import OutputMemoryState
 
 _KEY_EPS = 1e-12
@@ -92,8 +94,6 @@ class OutputMemory(nn.Module):
         """
         asked, dtype = plasticity or DEFAULT, state_dtype(hidden.dtype)
         batch, time = tokens.shape
-        if time == 0 and state is not None:
-            return logits, state
         streams = batch if cu_seqlens is None else len(cu_seqlens) - 1
 
         def strength(value: Any, name: str) -> Tensor:
@@ -109,10 +109,36 @@ class OutputMemory(nn.Module):
         keys = wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + _KEY_EPS)
         if mask is not None:
             tokens = torch.where(mask, tokens, 0)
-        corrected, state = output_memory(
+        corrected, after = output_memory(
             logits.detach(), keys, tokens, eta=eta, log_decay=log_decay,
             mask=mask, reset=reset, cu_seqlens=cu_seqlens, initial_state=state,
         )  # fmt: skip
-        if torch.is_grad_enabled() and logits.requires_grad:
-            return logits + (corrected - logits.detach()), state
-        return corrected, state
+        if not torch.is_grad_enabled():
+            return corrected, after
+        if logits.requires_grad:
+            corrected = logits + (corrected - logits.detach())
+        if state is not None and state.memory.requires_grad:
+            after = _with_untouched(after, state, _touched(batch, time, mask, reset, cu_seqlens, logits.device))
+        return corrected, after
+
+
+def _touched(
+    batch: int, time: int, mask: Tensor | None, reset: Tensor | None, cu_seqlens: Tensor | None, device: torch.device
+) -> Tensor:
+    """[N] bool: the streams that have an open step or a reset."""
+    steps = torch.ones(batch, time, dtype=torch.bool, device=device) if mask is None else mask
+    steps = steps if reset is None else steps | reset
+    counts = functional.pad(steps.reshape(-1).cumsum(0), (1, 0))
+    bounds = bounds_of(batch, time, cu_seqlens, device)
+    return counts[bounds[1:]] > counts[bounds[:-1]]
+
+
+def _with_untouched(after: OutputMemoryState, before: OutputMemoryState, touched: Tensor) -> OutputMemoryState:
+    """The rows of `before` where nothing happened: a gradient passes through them."""
+    old = before.named_tensors()
+    return after.with_tensors(
+        {
+            name: torch.where(touched.reshape(-1, *[1] * (new.dim() - 1)), new, old[name])
+            for name, new in after.named_tensors().items()
+        }
+    )

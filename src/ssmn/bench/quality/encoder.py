@@ -92,7 +92,7 @@ def _some(folder: Path, size: int) -> list[Path]:
     """Files of all kinds, of about so many bytes together."""
     found, total = [], 0
     for file in shuffled(text_files(folder), seed=0):
-        if file.stat().st_size > size // 8:
+        if file.stat().st_size > max(size // 8, 50_000):
             continue  # or a single one would be most of it
         found.append(file)
         total += file.stat().st_size

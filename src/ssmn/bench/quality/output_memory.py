@@ -11,6 +11,7 @@ import itertools
 import math
 import statistics
 import time
+from collections import Counter, defaultdict
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 
@@ -39,10 +40,10 @@ METHODS: dict[str, list[dict[str, float]]] = {
     "output memory": [
         {"eta": eta, "decay": decay} for eta, decay in ((0.25, 0.0), (0.5, 0.0), (1.0, 0.0), (0.5, 1e-5))
     ],
-    "output bias alone": [{"eta": eta, "decay": decay} for eta in (0.02, 0.05, 0.1) for decay in (0.0, 1e-3)],
-    "unigram cache": [{"share": share, "decay": decay} for share in (0.02, 0.05, 0.1) for decay in (1e-3, 2e-4)],
-    "bigram cache": [{"share": share, "trust": trust} for share in (0.05, 0.1, 0.2) for trust in (2.0, 8.0)],
-    "neural cache": [{"share": share, "sharpness": sharp} for share in (0.05, 0.1, 0.2) for sharp in (10.0, 20.0)],
+    "output bias alone": [{"eta": 0.05, "decay": 0.0}, {"eta": 0.1, "decay": 0.0}, {"eta": 0.1, "decay": 1e-3}],
+    "unigram cache": [{"share": share, "decay": decay} for share, decay in ((0.05, 1e-3), (0.1, 1e-3), (0.05, 2e-4))],
+    "bigram cache": [{"share": share, "trust": trust} for share, trust in ((0.1, 2.0), (0.2, 2.0), (0.2, 8.0))],
+    "neural cache": [{"share": share, "sharpness": sharp} for share, sharp in ((0.1, 20.0), (0.2, 20.0), (0.2, 10.0))],
 }
 """The settings among which each method's are chosen. The neural cache's sharpness multiplies the cosine of two keys."""
 
@@ -223,15 +224,15 @@ def _unigram(reading: Reading, settings: Mapping[str, float]) -> tuple[NDArray[n
 
 def _bigram(reading: Reading, settings: Mapping[str, float]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """What followed this token before; the share of the cache grows with how often it was seen."""
-    tokens = reading.tokens.tolist()
-    after: dict[int, dict[int, int]] = {}
+    after: dict[int, Counter[int]] = defaultdict(Counter)
+    totals: Counter[int] = Counter()
     found, shares = [], []
-    for now, following in itertools.pairwise(tokens):
-        seen = after.setdefault(now, {})
-        total = sum(seen.values())
-        found.append(seen.get(following, 0) / total if total else 0.0)
+    for now, following in itertools.pairwise(reading.tokens.tolist()):
+        total = totals[now]
+        found.append(after[now][following] / total if total else 0.0)
         shares.append(settings["share"] * total / (total + settings["trust"]))
-        seen[following] = seen.get(following, 0) + 1
+        after[now][following] += 1
+        totals[now] += 1
     return np.array(found), np.array(shares)
 
 
