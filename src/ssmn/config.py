@@ -312,6 +312,12 @@ def config_from_dict(values: Mapping[str, Any]) -> StackConfig:
     return _CONFIG_KINDS[kind].from_dict(values)
 
 
+PLASTICITY_PER_ROW = (
+    "eta_scale", "decay_scale", "plasticity_eta", "decay_lambda", "write_threshold", "output_eta", "output_decay",
+)  # fmt: skip
+"""Fields of `Plasticity` that every row of a batch may have for itself."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plasticity:
     """How strongly the memory learns and forgets in one call; the weights stay as they are.

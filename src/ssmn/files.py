@@ -20,6 +20,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
 
@@ -162,6 +163,11 @@ def model_fingerprint(config: Mapping[str, Any], tensors: Mapping[str, NDArray[A
     """SHA-256 (hexadecimal) that tells one model's configuration and weights from any other's."""
     portable = {name: _portable(name, array) for name, array in tensors.items()}
     return digest({"config": json.dumps(config, sort_keys=True)}, portable)
+
+
+def shipped_model() -> Path:
+    """Folder of the text model that comes with the library."""
+    return Path(str(resources.files("ssmn") / "demo" / "assets" / "model"))
 
 
 def read_config(folder: PathLike) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import typer
 from ssmn.cli import options
 from ssmn.config import Plasticity
 from ssmn.errors import FileError, RangeError, SSMNError
+from ssmn.files import shipped_model
 
 if TYPE_CHECKING:
     from ssmn.files import Origin
@@ -78,7 +79,7 @@ def command(
 
     given = {"prefix": prefix, "suffix": suffix, "ending": ending}
     changed: dict[str, Any] = {name: options.unescaped(text) for name, text in given.items() if text is not None}
-    turns = (None if changed else Turns.of_folder(model or options.shipped_model())) or Turns()
+    turns = (None if changed else Turns.of_folder(model or shipped_model())) or Turns()
     if stop is not None:
         changed["stop"] = tuple(map(options.unescaped, stop))
     conversation = Conversation(

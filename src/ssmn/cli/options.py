@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
@@ -12,7 +11,7 @@ import typer
 
 from ssmn.config import LONG_TERM, SHORT_TERM, Plasticity
 from ssmn.errors import FileError, RangeError
-from ssmn.files import read_config
+from ssmn.files import read_config, shipped_model
 
 if TYPE_CHECKING:
     from ssmn.models import SSMN, TextSSMN
@@ -126,11 +125,6 @@ def plasticity(
 def unescaped(text: str) -> str:
     r"""A text as typed on a command line, with \n and \t as what they stand for."""
     return text.replace("\\n", "\n").replace("\\t", "\t")
-
-
-def shipped_model() -> Path:
-    """Folder of the text model that comes with the library."""
-    return Path(str(resources.files("ssmn.demo") / "assets" / "model"))
 
 
 def load(folder: Path | None, output_memory: bool = False) -> TextSSMN | SSMN:

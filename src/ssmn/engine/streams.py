@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ssmn.config import Plasticity, StackConfig
+from ssmn.config import PLASTICITY_PER_ROW, Plasticity, StackConfig
 from ssmn.engine.packing import PANEL, Packed, aligned
 from ssmn.errors import FileError, RangeError, ShapeError, StateError
 from ssmn.files import PathLike, Tensors, first_difference, read_file
@@ -200,9 +200,7 @@ def _learning(plasticity: Plasticity, stream: int | None, count: int) -> NDArray
     """`count` rows of `ssmn_engine_learning`."""
     rows = np.zeros(count, _LEARNING)
     rates = {"decay_lambda": "decay_rate", "output_decay": "output_rate"}
-    for name in (
-        "eta_scale", "decay_scale", "plasticity_eta", "decay_lambda", "write_threshold", "output_eta", "output_decay",
-    ):  # fmt: skip
+    for name in PLASTICITY_PER_ROW:
         value = getattr(plasticity, name)
         if value is None:
             values = np.full(1, -1.0)

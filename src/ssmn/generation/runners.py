@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ssmn.config import Plasticity
+from ssmn.config import PLASTICITY_PER_ROW, Plasticity
 from ssmn.engine import Engine
 from ssmn.state import StreamState
 
@@ -202,16 +202,10 @@ class EngineRunner:
             return self._found[row][1]
 
 
-PER_ROW = (
-    "eta_scale", "decay_scale", "plasticity_eta", "decay_lambda", "write_threshold", "output_eta", "output_decay",
-)  # fmt: skip
-"""Settings that every row of a batch may have for itself."""
-
-
 def _kind(learning: Plasticity | None) -> Any:
     """What two rows must share to go through a model in one call."""
     learning = learning or Plasticity()
-    return learning.frozen, learning.chat_rounds, *(getattr(learning, name) is None for name in PER_ROW)
+    return learning.frozen, learning.chat_rounds, *(getattr(learning, name) is None for name in PLASTICITY_PER_ROW)
 
 
 def _together(learning: Sequence[Plasticity | None]) -> Plasticity | None:
@@ -224,7 +218,7 @@ def _together(learning: Sequence[Plasticity | None]) -> Plasticity | None:
         values = [getattr(row, name) for row in rows]
         return None if values[0] is None else values
 
-    settings: dict[str, Any] = {name: column(name) for name in PER_ROW}
+    settings: dict[str, Any] = {name: column(name) for name in PLASTICITY_PER_ROW}
     return Plasticity(frozen=rows[0].frozen, chat_rounds=rows[0].chat_rounds, **settings)
 
 

@@ -32,6 +32,7 @@ from ssmn.models.stack import Stack
 from ssmn.state import StreamState
 from ssmn.training.data import Corpus, StreamBatches, read_text, shuffled, text_files
 from ssmn.training.evaluate import evaluate_stream, evaluate_task, loss_of, measures_of, outputs_of
+from ssmn.training.heap import kept_heap
 from ssmn.training.settings import DataConfig, OptimisationConfig, TrainConfig, differences, to_toml
 from ssmn.training.sparse import SparseTraining
 from ssmn.training.tasks import Batch, Task
@@ -145,7 +146,7 @@ def train(
     if has_run and not resume:
         raise TrainingError(f"train: {folder} already holds a run; pass --resume to go on, or another --out.")
     folder.mkdir(parents=True, exist_ok=True)
-    with torch.random.fork_rng(devices=[]):
+    with kept_heap(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         source = _open_source(config, folder, resume, corpora)
         model_config = config.model_config(**source.model_settings)

@@ -7,14 +7,13 @@ import fnmatch
 import json
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
-from dataclasses import dataclass
-from importlib import resources
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssmn.bench.report import Table
 from ssmn.errors import FileError, RangeError
-from ssmn.files import atomic_write
+from ssmn.files import atomic_write, shipped_model
 from ssmn.probes import machine
 
 if TYPE_CHECKING:
@@ -24,9 +23,6 @@ if TYPE_CHECKING:
 
 Result = dict[str, Any]
 """What one run measured: plain values."""
-
-SHIPPED_MODEL = Path(str(resources.files("ssmn"))) / "demo" / "assets" / "model"
-"""Folder of the text model that comes with the library."""
 
 
 class Stopped(Exception):  # noqa: N818 - no error
@@ -50,7 +46,7 @@ class Options:
     seeds: int = 3
     text: Path = Path("data/text")
     shakespeare: Path = Path("tinyshakespeare.txt")
-    model: Path = SHIPPED_MODEL
+    model: Path = field(default_factory=shipped_model)
     quick: bool = False
 
 

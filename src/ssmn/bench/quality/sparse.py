@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ssmn import ops
 from ssmn.bench.quality.frame import Options, Part, Result, Run, Workplace
@@ -86,13 +87,24 @@ def measure(run: Run, place: Workplace) -> Result | None:
     importance = torch.cat([call.flatten() for calls in seen.values() for call in calls])
     thresholds = [0.0] if settings["method"] == "free" else [THRESHOLDS[settings["of"]]]
     if settings["method"] == "free":
-        thresholds += [float(importance.quantile(1 - share)) for share in SHARES[1:]]
+        thresholds += [threshold_for(importance, share) for share in SHARES[1:]]
     points = []
     for threshold in thresholds:
         with watch_importance(model) as seen:
             figure = score(threshold)
         points.append({"threshold": threshold, "written": written_share(seen, threshold), "figure": figure})
     return {"points": points, "parameters": model.num_parameters(), "layers": list(memories(model))}
+
+
+def threshold_for(importance: Tensor, share: float) -> float:
+    """The lowest threshold with which at most `share` (and 2 %) of these importances [N] are written.
+
+    Equal ones stand or fall together: of many fillers in a row all are left out where only a part would fit.
+    """
+    threshold = importance.quantile(1 - share)
+    if float((importance >= threshold).float().mean()) > share + 0.02:
+        threshold = threshold.nextafter(threshold.new_tensor(torch.inf))
+    return float(threshold)
 
 
 def _recall_score(model: Stack, settings: Mapping[str, Any]) -> Callable[[float | None], float]:
@@ -153,7 +165,7 @@ def times(length: int, repeats: int) -> Result:
     importance = torch.cat([call.flatten() for calls in seen.values() for call in calls])
     found[f"whole model, {length} tokens"] = {}
     for share in SHARES:
-        plasticity = Plasticity(write_threshold=float(importance.quantile(1 - share)) if share < 1 else 0.0)
+        plasticity = Plasticity(write_threshold=threshold_for(importance, share) if share < 1 else 0.0)
         found[f"whole model, {length} tokens"][str(share)] = _median(
             lambda p=plasticity: model(tokens, plasticity=p), repeats
         )
