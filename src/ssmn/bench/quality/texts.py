@@ -108,7 +108,7 @@ def bits_per_byte(nats: np.ndarray, tokens: np.ndarray, byte_lengths: np.ndarray
 
 def learning_rates(quick: bool = False) -> tuple[float, ...]:
     """The values among which every model's learning rate is chosen."""
-    return (3e-3,) if quick else (2e-3, 4e-3, 8e-3, 1.6e-2)
+    return (3e-3,) if quick else (4e-3, 8e-3, 1.6e-2, 3.2e-2)
 
 
 def best_rate(found: Mapping[float, Mapping[str, Any] | None], figure: str) -> float | None:
