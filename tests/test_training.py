@@ -36,6 +36,7 @@ from ssmn.training import (
 )
 from ssmn.training import loop as loop_module
 from ssmn.training.data import Corpus, StreamBatches, shuffled, text_files
+from ssmn.training.muon import Muon
 from ssmn.training.settings import OptimisationConfig, differences, extend, override, to_toml
 
 MODEL = {"hidden_dim": 16, "num_layers": 2, "num_heads": 2, "window_size": 5, "ffn_dim": 24}
@@ -338,7 +339,7 @@ def test_evaluates_on_a_folder_of_its_own(tmp_path: Path) -> None:
     assert whole.sample(64).steps.tolist() == [62 * i + j for i in range(16) for j in range(4)]
 
 
-@pytest.mark.parametrize(("compute_dtype", "optimizer"), [("float32", "adamw"), ("bfloat16", "muon")])
+@pytest.mark.parametrize(("compute_dtype", "optimizer"), [("float32", "adamw"), ("bfloat16", "muon"), ("auto", "muon")])
 def test_resuming_continues_bit_for_bit(book: Path, tmp_path: Path, compute_dtype: str, optimizer: str) -> None:
     config = text_settings(book, train={"compute_dtype": compute_dtype, "optimizer": optimizer})
     whole = train(config, tmp_path / "whole")
@@ -492,7 +493,7 @@ def test_only_matrices_decay() -> None:
     assert decayed["betas"] == (0.9, 0.98)
 
 
-def test_muon_turns_the_inner_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_muon_turns_the_inner_matrices() -> None:
     model = build_model(ssmn.TextSSMNConfig(vocab_size=11, semantic_encoder=True, **MODEL))  # type: ignore[arg-type]
     settings = OptimisationConfig(optimizer="muon", weight_decay=0.3)
     muon, adam = loop_module._Trainer(model, settings).optimizers
@@ -504,9 +505,36 @@ def test_muon_turns_the_inner_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert turned | left == set(names.values())
     assert not turned & left
     assert muon.param_groups[0]["weight_decay"] == 0.3
-    monkeypatch.delattr(torch.optim, "Muon")
-    with pytest.raises(TrainingError, match=r"optimizer='muon' needs torch 2\.9"):
-        loop_module._Trainer(model, settings)
+
+
+def test_muon_is_the_published_iteration() -> None:
+    """Torch's own computes in bfloat16, so two of its digits are compared; ours does not depend on the dtype."""
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(shape, generator=generator) for shape in ((12, 40), (40, 12), (9, 9))]
+    gradients = [[torch.randn(weight.shape, generator=generator) for weight in start] for _ in range(3)]
+    ends = []
+    for made, dtype in ((torch.optim.Muon, torch.float32), (Muon, torch.float32), (Muon, torch.float64)):
+        weights = [torch.nn.Parameter(weight.to(dtype, copy=True)) for weight in start]
+        options = {"adjust_lr_fn": "match_rms_adamw"} if made is torch.optim.Muon else {}
+        optimizer = made(weights, lr=0.1, weight_decay=0.3, **options)
+        for step in gradients:
+            for weight, gradient in zip(weights, step, strict=True):
+                weight.grad = gradient.to(dtype)
+            optimizer.step()
+        ends.append([weight.detach().double() for weight in weights])
+    for published, ours, precise in zip(*ends, strict=True):
+        torch.testing.assert_close(ours, published, rtol=0, atol=4e-3)
+        torch.testing.assert_close(ours, precise, rtol=0, atol=1e-6)
+
+
+def test_auto_takes_bfloat16_only_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_model(ssmn.TextSSMNConfig(vocab_size=11, **MODEL))  # type: ignore[arg-type]
+    settings = OptimisationConfig(compute_dtype="auto")
+    for paths, is_low in ((("avx512-bf16", "avx2"), True), (("avx512", "avx2"), False), ((), False)):
+        status = dataclasses.replace(loop_module.native.status(), runnable=paths)
+        monkeypatch.setattr(loop_module.native, "status", lambda status=status: status)
+        products = loop_module._Trainer(model, settings).products
+        assert isinstance(products, loop_module._BfloatProducts) == is_low
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -31,7 +31,7 @@ def command(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Change a setting; may be repeated.")
     ] = None,
-    compute_dtype: Annotated[str | None, typer.Option(help="float32, or bfloat16 matrix products.")] = None,
+    compute_dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 matrix products, or auto.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
     threads: options.Threads = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,

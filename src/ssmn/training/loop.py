@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from ssmn import native
 from ssmn.config import StackConfig, TextSSMNConfig
 from ssmn.errors import MissingExtraError, TrainingError
 from ssmn.files import atomic_write, read_file, write_file
@@ -33,6 +34,7 @@ from ssmn.state import StreamState
 from ssmn.training.data import Corpus, StreamBatches, read_text, shuffled, text_files
 from ssmn.training.evaluate import evaluate_stream, evaluate_task, loss_of, measures_of, outputs_of
 from ssmn.training.heap import kept_heap
+from ssmn.training.muon import Muon
 from ssmn.training.settings import DataConfig, OptimisationConfig, TrainConfig, differences, to_toml
 from ssmn.training.sparse import SparseTraining
 from ssmn.training.tasks import Batch, Task
@@ -190,6 +192,11 @@ class _BfloatProducts(TorchFunctionMode):
         return func(*low, **(kwargs or {})).to(args[0].dtype)
 
 
+def _has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16: in software its products are many times slower than in float32."""
+    return "avx512-bf16" in native.status().runnable
+
+
 _ADAM_KEYS, _MUON_KEYS = ("step", "exp_avg", "exp_avg_sq"), ("momentum_buffer",)
 _LEAST_MUON = 8
 """Matrices with fewer rows or columns (gates, short convolutions) are left to AdamW."""
@@ -199,10 +206,6 @@ def _optimizers(named: dict[str, torch.nn.Parameter], settings: OptimisationConf
     """AdamW, with weight decay on matrices alone, and Muon before it if it is wanted."""
     turned: list[Tensor] = []
     if settings.optimizer == "muon":
-        if not hasattr(torch.optim, "Muon"):
-            raise TrainingError(
-                f"train: optimizer='muon' needs torch 2.9, this is {torch.__version__}; update it, or use 'adamw'."
-            )
         inner = [weight for name, weight in named.items() if name.startswith(("blocks.", "encoder."))]
         turned = [weight for weight in inner if weight.dim() == 2 and min(weight.shape) >= _LEAST_MUON]
     left = [weight for weight in named.values() if not any(weight is other for other in turned)]
@@ -214,8 +217,7 @@ def _optimizers(named: dict[str, torch.nn.Parameter], settings: OptimisationConf
     adam = torch.optim.AdamW(groups, lr=rate, betas=settings.betas, fused=True)
     if not turned:
         return [adam]
-    decay, adjust = settings.weight_decay, "match_rms_adamw"
-    return [torch.optim.Muon(turned, lr=rate, weight_decay=decay, adjust_lr_fn=adjust), adam]
+    return [Muon(turned, lr=rate, weight_decay=settings.weight_decay), adam]
 
 
 class _Trainer:
@@ -227,7 +229,7 @@ class _Trainer:
         self.state: StreamState | None = None
         self.sparse = None if settings.write_rate is None else SparseTraining(model, settings)
         self.named = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-        is_low = settings.compute_dtype == "bfloat16"
+        is_low = settings.compute_dtype == "bfloat16" or (settings.compute_dtype == "auto" and _has_bfloat16())
         self.products = _BfloatProducts() if is_low else contextlib.nullcontext()
         self.optimizers = _optimizers(self.named, settings)
 

@@ -20,7 +20,7 @@ from ssmn.config import PRESETS, SSMNConfig, StackConfig, TextSSMNConfig
 from ssmn.errors import ConfigError
 from ssmn.training.tasks import TASKS, Task
 
-ComputeDtype = Literal["float32", "bfloat16"]
+ComputeDtype = Literal["auto", "float32", "bfloat16"]
 Optimizer = Literal["adamw", "muon"]
 WriteTraining = Literal["penalty", "multiplier", "annealing"]
 
@@ -71,7 +71,7 @@ class OptimisationConfig:
     """Pieces of a stretch: each is read from a fresh state, and the stretches of a corpus are shuffled, so that a batch
     sees many texts; 1 = pieces that stand alone, 0 = a row is one stream to the end."""
     optimizer: Optimizer = "adamw"
-    """`muon`: inner matrices by Muon, at AdamW's step size; embeddings and all else by AdamW (needs torch 2.9)."""
+    """`muon`: inner matrices by Muon, at AdamW's step size; embeddings and all else by AdamW."""
     learning_rate: float = 3e-3
     """Peak learning rate."""
     final_rate: float = 0.1
@@ -85,7 +85,8 @@ class OptimisationConfig:
     clip_norm: float = 1.0
     """Largest norm of the whole gradient."""
     compute_dtype: ComputeDtype = "float32"
-    """`bfloat16` computes matrix products on bfloat16 copies; weights, optimizer and state stay float32."""
+    """`bfloat16` computes matrix products on bfloat16 copies; weights, optimizer and state stay float32. `auto`: where
+    the processor has instructions for it (elsewhere it is many times slower than float32)."""
     write_rate: float | None = None
     """Target share of steps that the memory writes, with model.write_threshold above 0; None = as it likes."""
     write_training: WriteTraining = "penalty"

@@ -129,7 +129,7 @@ def _settings(budget: str, name: str, rate: float, seed: int, quick: bool, *, ch
         "steps": -(-tokens // sizes["step_tokens"]), "batch_size": sizes["step_tokens"] // length,
         "piece_length": length, "fresh_rate": 0.0, "learning_rate": rate,
         "carried_pieces": 1 if name.startswith("transformer") else CARRIED_PIECES,
-        "optimizer": "muon", "compute_dtype": "bfloat16", "checkpoint_every": 0, "log_every": 20, "tensorboard": False,
+        "optimizer": "muon", "compute_dtype": "auto", "checkpoint_every": 0, "log_every": 20, "tensorboard": False,
     }  # fmt: skip
     train |= {"steps": 2, "batch_size": 2, "piece_length": 16} if quick else {}
     return {

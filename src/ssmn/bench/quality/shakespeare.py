@@ -79,7 +79,7 @@ def _settings(budget: str, name: str, rate: float, seed: int, quick: bool, *, ch
     model = {**sizes["model"], **own, **({"hidden_dim": 16, "num_heads": 2} if quick else {})}
     config = TextSSMNConfig(vocab_size=CHARACTERS, layer_types=tuple(kinds), **model)
     config = of_size(config, 30_000 if quick else round(0.995 * sizes["parameters"]))
-    train = {"learning_rate": rate, "optimizer": "muon", "compute_dtype": "bfloat16", "tensorboard": False,
+    train = {"learning_rate": rate, "optimizer": "muon", "compute_dtype": "auto", "tensorboard": False,
              "checkpoint_every": 0, **sizes["train"]}  # fmt: skip
     train |= {"steps": CHOOSING_STEPS} if choosing else {}
     train |= {"fresh_rate": 0.0, "carried_pieces": 1 if name.startswith("transformer") else CARRIED_PIECES}
