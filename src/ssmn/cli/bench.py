@@ -211,6 +211,9 @@ def quality(
     shakespeare: Annotated[Path, typer.Option(metavar="FILE", help="The file tinyshakespeare.txt.")] = Path(
         "tinyshakespeare.txt"
     ),
+    series: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder with ETT/ETTh1.csv and NAB, the benchmarks of time series.")
+    ] = Path("data/series"),
     model: Annotated[
         Path | None,
         typer.Option(
@@ -241,8 +244,8 @@ def quality(
     with _Runs(console) as runs:
         record = bench.run(
             "quality", parts=tuple(part or ()), out=str(out), seeds=seeds, text=str(text),
-            shakespeare=str(shakespeare), model=model and str(model), quick=quick, only=tuple(only or ()),
-            minutes=minutes, report_only=report_only, on_run=runs.begin, on_step=runs.step,
+            shakespeare=str(shakespeare), series=str(series), model=model and str(model), quick=quick,
+            only=tuple(only or ()), minutes=minutes, report_only=report_only, on_run=runs.begin, on_step=runs.step,
         )  # fmt: skip
     shown = tables(record["results"])
     for table in shown:

@@ -46,6 +46,7 @@ def measure_quality(
     seeds: int = 3,
     text: str = "data/text",
     shakespeare: str = "tinyshakespeare.txt",
+    series: str = "data/series",
     model: str | None = None,
     quick: bool = False,
     only: Sequence[str] = (),
@@ -62,6 +63,7 @@ def measure_quality(
         seeds: Repetitions, with the seeds 0, 1, ...
         text: Folder of a corpus (docs/corpus.md).
         shakespeare: The file tinyshakespeare.txt.
+        series: Folder of the published benchmarks of time series: `ETT/ETTh1.csv` and `NAB`.
         model: Folder of a trained text model, for the parts that read with one; None = the shipped one.
         quick: A try with tiny sizes and no meaning.
         only: Patterns of runs to do; the others are left out.
@@ -83,7 +85,7 @@ def measure_quality(
     if seeds < 1:
         raise RangeError(f"quality: seeds={seeds}; wanted at least 1.")
     given = {} if model is None else {"model": Path(model)}
-    options = Options(Path(out), seeds, Path(text), Path(shakespeare), **given, quick=quick)
+    options = Options(Path(out), seeds, Path(text), Path(shakespeare), Path(series), **given, quick=quick)
     until = float("inf") if minutes is None else time.monotonic() + 60 * minutes
     chosen = [PARTS[name] for name in PARTS if not parts or name in parts]
     complete = not report_only

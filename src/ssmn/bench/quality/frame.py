@@ -38,6 +38,7 @@ class Options:
         seeds: Repetitions, with the seeds 0, 1, ...
         text: Folder of a corpus with `train`, `validation` and `held-out` in it (see docs/corpus.md).
         shakespeare: The file tinyshakespeare.txt.
+        series: Folder of the published benchmarks of time series: `ETT/ETTh1.csv` and `NAB`.
         model: Folder of a trained text model, for the parts that read with one; the shipped one if not given.
         quick: A try with tiny sizes and no meaning.
     """
@@ -46,6 +47,7 @@ class Options:
     seeds: int = 3
     text: Path = Path("data/text")
     shakespeare: Path = Path("tinyshakespeare.txt")
+    series: Path = Path("data/series")
     model: Path = field(default_factory=shipped_model)
     quick: bool = False
 
