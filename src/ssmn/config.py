@@ -267,8 +267,7 @@ class SSMNConfig(StackConfig):
     readout_forget: float = 0.002
     """Share of what the read-out has learned that is forgotten per learning step, in [0, 1)."""
     readout_ridge: float = 0.1
-    """Ridge of the rule `rls` (> 0): so many steps of evidence, with features of unit length, for the model's own output
-    being right as it is."""
+    """Ridge of the rule `rls` (> 0): so many steps' worth of evidence that the model's own output is right as it is."""
 
     @property
     def target_columns(self) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""For layers whose states are constants: a gradient passes through the rows where nothing happened, and through no other."""
+"""For layers whose states are constants: gradients pass through the rows where nothing happened, and no others."""
 
 from __future__ import annotations
 

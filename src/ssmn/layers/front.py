@@ -15,7 +15,7 @@ from ssmn.ops.segments import Packing
 from ssmn.state import FrontState
 
 SETTLED = 8
-"""Values of a column after which its statistics are trusted: outliers are then clipped, and errors count in training."""
+"""Values of a column after which its statistics are trusted: outliers are then clipped, and errors train."""
 
 CLIP = 4.0
 """Deviations from the mean beyond which a value moves the statistics no further."""
@@ -75,7 +75,7 @@ class RunningFront(nn.Module):
     These are the exponentially weighted mean and variance of West (1979), with plain averages at the start. The first
     eight values are not clipped, nor is what follows a constant. An outlier of any size thus moves the deviation by at
     most a factor √(1 + 16 r), yet after a shift the deviation grows by that factor at every step, so that the shift is
-    let in after a few dozen. z is kept within ± 10. The mean is kept in two parts, so that an offset costs no precision.
+    let in after a few dozen. z is kept within ± 10. The mean is kept in two parts: an offset costs no precision.
 
     Args:
         columns: C.
@@ -162,7 +162,7 @@ class RunningFront(nn.Module):
                 statistics, after = self._statistics(x, seen, reset, packing, state)
             after = FrontState(after.mean, after.rest, after.deviation, after.count, pending)
         if torch.is_grad_enabled() and state.pending.requires_grad:
-            after = with_untouched(after, state, touched(*x.shape[:2], mask, reset, cu_seqlens, x.device))
+            after = with_untouched(after, state, touched(x.shape[0], x.shape[1], mask, reset, cu_seqlens, x.device))
         if statistics is not None:
             z = (x.double() - statistics.mean) / statistics.scale
             z = z.clamp(-LIMIT, LIMIT)

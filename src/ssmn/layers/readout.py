@@ -1,4 +1,4 @@
-"""The plastic read-out: a linear layer beside a model's output that learns from each step's error, without gradients."""
+"""The plastic read-out: a linear layer beside a model's output that learns from each error, without gradients."""
 
 from __future__ import annotations
 
@@ -158,7 +158,8 @@ class PlasticReadout(nn.Module):
         if torch.is_grad_enabled():
             corrected = output + (corrected - output.detach())
             if state.memory.requires_grad:
-                after = with_untouched(after, state, touched(*output.shape[:2], mask, reset, cu_seqlens, output.device))
+                batch, time = output.shape[:2]
+                after = with_untouched(after, state, touched(batch, time, mask, reset, cu_seqlens, output.device))
         return corrected, after
 
     def _learn(
@@ -189,11 +190,15 @@ class PlasticReadout(nn.Module):
             correction, memory = self._delta(features, keys, errors, known, log_keep, reset, cu_seqlens, state.memory)
             moment = None
         else:
-            rows = (features, keys, errors, known.all(-1), log_keep, reset)
             packing = None if cu_seqlens is None else Packing.of(cu_seqlens, output.shape[1])
-            if packing is not None:
-                rows = tuple(None if row is None else packing.unpack(row) for row in rows)
-            correction, memory, moment = self._squares(*rows, state)
+
+            def by_stream(steps: Tensor) -> Tensor:
+                return steps if packing is None else packing.unpack(steps)
+
+            correction, memory, moment = self._squares(
+                by_stream(features), by_stream(keys), by_stream(errors), by_stream(known.all(-1)), by_stream(log_keep),
+                None if reset is None else by_stream(reset), state,
+            )  # fmt: skip
             correction = correction if packing is None else packing.pack(correction)
         corrected = wide + correction.to(dtype)
         corrected = corrected if mask is None else torch.where(mask.unsqueeze(-1), corrected, wide)

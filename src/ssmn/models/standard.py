@@ -96,8 +96,8 @@ class SSMN(Stack):
             static: [B, static_dim] (N rows when packed), what holds for the whole stream; needed if the model has it.
 
         Returns:
-            (y, state); y in the units of x is [B, T, output_dim], with the Gaussian head [B, T, output_dim, 2] (mean and
-            standard deviation), with quantiles [B, T, output_dim, Q].
+            (y, state); y is in the units of x: [B, T, output_dim], with the Gaussian head [B, T, output_dim, 2] (mean
+            and standard deviation), with quantiles [B, T, output_dim, Q].
 
         Raises:
             ShapeError, DtypeError, RangeError, StateError: An argument does not fit; the message names it.
