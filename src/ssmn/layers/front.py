@@ -234,7 +234,7 @@ class RunningFront(nn.Module):
         )
 
         def scale(mean: Tensor, variance: Tensor) -> Tensor:
-            return (variance + (eps * mean).square() + _TINY).sqrt()
+            return torch.maximum(variance, (eps * mean).square() + _TINY).sqrt()
 
         def restored(rows: Tensor) -> Tensor:
             return rows if packing is None else packing.pack(rows)
