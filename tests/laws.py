@@ -642,7 +642,13 @@ _SERIES: dict[str, Any] = {
     "missing": "mask", "normalise": "running", "norm_rate": 0.05, "targets": (4, 0, 4), "head": "quantile",
     "future_dim": 2, "readout": "delta", "readout_forget": 0.02,
 }  # fmt: skip
-_RLS: dict[str, Any] = {"missing": "mask", "head": "gaussian", "readout": "rls", "readout_forget": 0.02}
+_RLS: dict[str, Any] = {
+    "missing": "mask",
+    "head": "gaussian",
+    "readout": "rls",
+    "readout_forget": 0.02,
+    "readout_features": "both",
+}
 _OUTPUT: dict[str, Any] = {"output_memory": True, "output_eta": 1.5}
 
 OPS: tuple[Entry, ...] = (

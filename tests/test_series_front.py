@@ -231,7 +231,7 @@ def test_losses_leave_out_what_is_unknown_or_unsettled(head: str) -> None:
 
 def features(hidden: Tensor) -> Tensor:
     one = torch.ones_like(hidden[..., :1])
-    return torch.cat([torch.nn.functional.normalize(hidden, dim=-1), one], -1) / math.sqrt(2)
+    return torch.cat([hidden, one], -1) / math.sqrt(2)
 
 
 def test_delta_by_hand() -> None:
@@ -248,7 +248,7 @@ def test_delta_by_hand() -> None:
             if t and not target[0, t, o].isnan():
                 kept = 0.9 ** elapsed[0, t]
                 error = target[0, t, o] - output[0, t - 1, o] - kept * weights[:, o] @ phi[t - 1]
-                weights[:, o] = kept * weights[:, o] + 0.3 * error * phi[t - 1]
+                weights[:, o] = kept * weights[:, o] + 0.3 * error * phi[t - 1] / phi[t - 1].square().sum()
         wanted.append(output[0, t] + weights.T @ phi[t])
     torch.testing.assert_close(y[0], torch.stack(wanted))
     torch.testing.assert_close(state.memory[0], weights)
@@ -393,6 +393,7 @@ def test_a_saved_model_may_be_given_what_has_no_weights(kind: str, tmp_path: Any
         ({"static_dim": -1}, "static_dim=-1; wanted 0 or more"),
         ({"future_dim": 0.5}, "future_dim=0.5; wanted an integer"),
         ({"readout": "lms"}, "readout='lms'; wanted one of none, delta, rls"),
+        ({"readout_features": "x"}, "readout_features='x'; wanted one of hidden, inputs, both"),
         ({"readout_eta": 1.5}, r"readout_eta=1.5; wanted a number in \[0, 1\]"),
         ({"readout_forget": 1.0}, r"readout_forget=1.0; wanted a share in \[0, 1\) lost per step"),
         ({"readout_ridge": 0.0}, "readout_ridge=0.0; wanted a positive number"),
@@ -477,7 +478,7 @@ def test_states_of_other_models_are_refused() -> None:
     [
         (lambda: RunningFront(0, 0.1), "RunningFront: columns=0; wanted at least 1"),
         (lambda: RunningFront(1, 2.0), r"RunningFront: rate=2.0; wanted a number in \(0, 1\], or None"),
-        (lambda: PlasticReadout(0, 1), "PlasticReadout: hidden_dim=0; wanted at least 1"),
+        (lambda: PlasticReadout(0, 1), "PlasticReadout: features=0; wanted at least 1"),
         (lambda: PlasticReadout(1, 1, "sgd"), "PlasticReadout: rule='sgd'; wanted delta or rls"),  # pyright: ignore
         (lambda: PlasticReadout(1, 1, eta=2.0), r"PlasticReadout: eta=2.0; wanted a number in \[0, 1\]"),
         (lambda: PlasticReadout(1, 1, forget=1.0), "PlasticReadout: forget=1.0; wanted a share"),

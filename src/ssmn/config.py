@@ -20,6 +20,7 @@ Missing = Literal["error", "mask"]
 Normalise = Literal["none", "running"]
 Head = Literal["point", "gaussian", "quantile"]
 Readout = Literal["none", "delta", "rls"]
+ReadoutFeatures = Literal["hidden", "inputs", "both"]
 
 _LAYER_TYPES: set[str] = {"static", "plastic"}
 
@@ -260,10 +261,12 @@ class SSMNConfig(StackConfig):
     future_dim: int = 0
     """Features of the step that is predicted, known beforehand, given as `future`; they are not normalised."""
     readout: Readout = "none"
-    """A plastic read-out on the last hidden vector that learns from `target` without back-propagation: `delta`
-    (normalised LMS) or `rls` (recursive least squares)."""
+    """A plastic read-out beside the output that learns from `target` without back-propagation: `delta` (normalised LMS)
+    or `rls` (recursive least squares)."""
+    readout_features: ReadoutFeatures = "hidden"
+    """What the read-out sees beside a constant: the last hidden vector, the (normalised) inputs, or both."""
     readout_eta: float = 0.5
-    """η of the rule `delta`, in [0, 1]: the share of an error that is gone when the same hidden vector comes again."""
+    """η of the rule `delta`, in [0, 1]: the share of an error that is gone when the same features come again."""
     readout_forget: float = 0.002
     """Share of what the read-out has learned that is forgotten per learning step, in [0, 1)."""
     readout_ridge: float = 0.1
@@ -293,7 +296,7 @@ class SSMNConfig(StackConfig):
             "quantiles": self.head != "quantile",
             "static_dim": not self.static_dim,
             "future_dim": not self.future_dim,
-            "readout readout_forget": self.readout == "none",
+            "readout readout_features readout_forget": self.readout == "none",
             "readout_eta": self.readout != "delta",
             "readout_ridge": self.readout != "rls",
         }
@@ -311,7 +314,11 @@ class SSMNConfig(StackConfig):
         for name in ("static_dim", "future_dim"):
             if getattr(self, name) < 0:
                 raise _refuse(owner, name, getattr(self, name), "0 or more")
-        for name, choices in (("missing", Missing), ("normalise", Normalise), ("head", Head), ("readout", Readout)):
+        kinds = (
+            ("missing", Missing), ("normalise", Normalise), ("head", Head), ("readout", Readout),
+            ("readout_features", ReadoutFeatures),
+        )  # fmt: skip
+        for name, choices in kinds:
             if getattr(self, name) not in get_args(choices):
                 raise _refuse(owner, name, getattr(self, name), f"one of {', '.join(get_args(choices))}")
         self._check_targets(owner)

@@ -14,7 +14,6 @@ from ssmn.config import Plasticity
 from ssmn.errors import StateError
 from ssmn.layers.checks import check_hidden, check_learning, check_setting, check_state, check_streams
 from ssmn.layers.constant import touched, with_untouched
-from ssmn.layers.memory import unit
 from ssmn.ops.common import check_tensor, state_dtype
 from ssmn.ops.segments import Packing, shift_to_previous
 from ssmn.state import ReadoutState
@@ -32,11 +31,11 @@ _SOLVED_AT_ONCE = 1 << 22
 
 
 class PlasticReadout(nn.Module):
-    """corrected = output + Rᵀ φ, φ = [h / |h| ; 1] / √2; R learns from what the step before got wrong.
+    """corrected = output + Rᵀ φ, φ = [f ; 1] / √2 of some features f; R learns from what the step before got wrong.
 
     With φ' and output' of the last open step, and its truth y, which arrives with this one, e = y − output':
 
-        delta   R ← a R + η φ' (e − a Rᵀφ')ᵀ             normalised LMS (Widrow & Hoff, 1960), the memory's own rule
+        delta   R ← a R + η φ' (e − a Rᵀφ')ᵀ / |φ'|²     normalised LMS (Widrow & Hoff, 1960), the memory's own rule
         rls     A ← a A + φ' φ'ᵀ,  b ← a b + φ' eᵀ,  R = (A + ridge · I)⁻¹ b          (recursive least squares)
 
     with a = (1 − forget) ^ elapsed. Only a step that brings a truth learns and forgets. The ridge of `rls` does not
@@ -46,7 +45,7 @@ class PlasticReadout(nn.Module):
     The read-out has no weights, and is a constant in training: gradients reach the output that comes in alone.
 
     Args:
-        hidden_dim: Width of h.
+        features: Width of f.
         outputs: O.
         rule: `delta` or `rls`.
         eta: η of `delta`, in [0, 1].
@@ -55,16 +54,16 @@ class PlasticReadout(nn.Module):
 
     Example:
         >>> import torch, ssmn
-        >>> readout = ssmn.layers.PlasticReadout(hidden_dim=2, outputs=1, eta=1.0)
-        >>> h, truth = torch.ones(1, 3, 2), torch.full((1, 3, 1), 7.0)
-        >>> y, state = readout(torch.zeros(1, 3, 1), h, target=truth)
+        >>> readout = ssmn.layers.PlasticReadout(features=2, outputs=1, eta=1.0)
+        >>> f, truth = torch.ones(1, 3, 2), torch.full((1, 3, 1), 7.0)
+        >>> y, state = readout(torch.zeros(1, 3, 1), f, target=truth)
         >>> [round(value, 3) for value in y.flatten().tolist()]
         [0.0, 7.0, 7.0]
     """
 
     def __init__(
         self,
-        hidden_dim: int,
+        features: int,
         outputs: int,
         rule: ReadoutRule = "delta",
         eta: float = 0.5,
@@ -73,13 +72,13 @@ class PlasticReadout(nn.Module):
     ) -> None:
         super().__init__()
         owner = type(self).__name__
-        for name, value in (("hidden_dim", hidden_dim), ("outputs", outputs)):
+        for name, value in (("features", features), ("outputs", outputs)):
             check_setting(owner, name, value, value >= 1, "at least 1")
         check_setting(owner, "rule", rule, rule in get_args(ReadoutRule), "delta or rls")
         check_setting(owner, "eta", eta, 0 <= eta <= 1, "a number in [0, 1]")
         check_setting(owner, "forget", forget, 0 <= forget < 1, "a share in [0, 1) lost per step")
         check_setting(owner, "ridge", ridge, ridge > 0, "a positive number")
-        self.hidden_dim, self.outputs, self.rule = hidden_dim, outputs, rule
+        self.features, self.outputs, self.rule = features, outputs, rule
         self.eta, self.ridge = eta, ridge
         self.forget = forget if rule == "delta" else max(forget, _LEAST_FORGET)
 
@@ -87,7 +86,7 @@ class PlasticReadout(nn.Module):
         self, batch_size: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> ReadoutState:
         """A fresh state for `batch_size` streams of a model of this dtype: all zeros."""
-        width = self.hidden_dim + 1
+        width = self.features + 1
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(batch_size, *shape, dtype=state_dtype(dtype), device=device)
@@ -98,7 +97,7 @@ class PlasticReadout(nn.Module):
     def forward(
         self,
         output: Tensor,
-        hidden: Tensor,
+        features: Tensor,
         state: ReadoutState | None = None,
         *,
         target: Tensor | None = None,
@@ -112,7 +111,7 @@ class PlasticReadout(nn.Module):
 
         Args:
             output: [B, T, O], the model's own.
-            hidden: [B, T, D], what it was made from.
+            features: [B, T, features], what to correct it by, of about unit length.
             state: What was learned so far; None = fresh.
             target: [B, T, O], at each step the truth of what was predicted at the open step before; NaN = unknown;
                 None = none is known.
@@ -129,16 +128,16 @@ class PlasticReadout(nn.Module):
             ShapeError, DtypeError, RangeError, StateError: An argument does not fit; the message names it.
         """
         owner = type(self).__name__
-        check_hidden(owner, hidden, self.hidden_dim, output)
-        sizes = {"B": hidden.shape[0], "T": hidden.shape[1], "O": self.outputs}
+        check_hidden(owner, features, self.features, output)
+        sizes = {"B": features.shape[0], "T": features.shape[1], "O": self.outputs}
         check_tensor(owner, "output", output, "B T O", sizes)
         if target is not None:
             check_tensor(owner, "target", target, "B T O", sizes)
-        streams = check_streams(owner, hidden, mask, reset, cu_seqlens)
-        check_learning(owner, hidden, elapsed, plasticity)
+        streams = check_streams(owner, features, mask, reset, cu_seqlens)
+        check_learning(owner, features, elapsed, plasticity)
         if state is None:
-            state = self.init_state(streams, hidden.dtype, hidden.device)
-        width = self.hidden_dim + 1
+            state = self.init_state(streams, features.dtype, features.device)
+        width = self.features + 1
         shapes = {
             "memory": (streams, width, self.outputs),
             "key": (streams, width),
@@ -152,7 +151,7 @@ class PlasticReadout(nn.Module):
             check_state(owner, state, ReadoutState, {"moment": (streams, width, width)})
         with torch.no_grad():
             corrected, after = self._learn(
-                output.detach(), hidden.detach(), state.detach(), target, mask, reset, cu_seqlens, elapsed,
+                output.detach(), features.detach(), state.detach(), target, mask, reset, cu_seqlens, elapsed,
                 plasticity is not None and plasticity.frozen,
             )  # fmt: skip
         if torch.is_grad_enabled():
@@ -165,7 +164,7 @@ class PlasticReadout(nn.Module):
     def _learn(
         self,
         output: Tensor,
-        hidden: Tensor,
+        features: Tensor,
         state: ReadoutState,
         target: Tensor | None,
         mask: Tensor | None,
@@ -174,9 +173,9 @@ class PlasticReadout(nn.Module):
         elapsed: Tensor | None,
         frozen: bool,
     ) -> tuple[Tensor, ReadoutState]:
-        dtype, width = state.key.dtype, self.hidden_dim + 1
+        dtype, width = state.key.dtype, self.features + 1
         wide = output.to(dtype)
-        features = functional.pad(unit(hidden.to(dtype)), (0, 1), value=1.0) / math.sqrt(2)
+        features = functional.pad(features.to(dtype), (0, 1), value=1.0) / math.sqrt(2)
         told, last = torch.cat([features, wide], -1), torch.cat([state.key, state.prediction], -1)
         before, latest = shift_to_previous(told, last, mask, reset, cu_seqlens)
         keys, predicted = before.split([width, self.outputs], -1)
@@ -217,7 +216,9 @@ class PlasticReadout(nn.Module):
         memory: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """(correction [B, T, O], memory [N, F, O])."""
-        # The memory is gated by head: outputs share one head if they are always known together.
+        # The memory wants keys of unit length; and it is gated by head: outputs share one if always known together.
+        length = keys.norm(dim=-1, keepdim=True).clamp(min=0.5)  # the constant alone has more, and what is not there 0
+        keys, errors = keys / length, errors / length
         together = bool((known == known[..., :1]).all())
         if together:
             known, errors, memory = known[..., :1], errors.unsqueeze(2), memory.unsqueeze(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import ClassVar
 
 import torch
@@ -13,6 +14,7 @@ from ssmn.errors import DtypeError, RangeError, ShapeError, StateError
 from ssmn.layers.checks import check_dtype
 from ssmn.layers.front import LIMIT, SETTLED, RunningFront
 from ssmn.layers.heads import Prediction, points_of, spread_out
+from ssmn.layers.memory import unit
 from ssmn.layers.readout import PlasticReadout
 from ssmn.models.stack import Stack
 from ssmn.ops.common import shape_text
@@ -48,11 +50,12 @@ class SSMN(Stack):
         rate = config.norm_rate if config.normalise == "running" else None
         has_front = rate is not None or config.missing == "mask"
         self.front = RunningFront(config.input_dim, rate, config.missing == "mask") if has_front else None
+        features = {"hidden": config.hidden_dim, "inputs": width, "both": config.hidden_dim + width}
         self.readout = (
             None
             if config.readout == "none"
             else PlasticReadout(
-                config.hidden_dim, config.output_dim, config.readout,
+                features[config.readout_features], config.output_dim, config.readout,
                 config.readout_eta, config.readout_forget, config.readout_ridge,
             )
         )  # fmt: skip
@@ -173,12 +176,19 @@ class SSMN(Stack):
                 target = ((target - before) / scale).clamp(-LIMIT, LIMIT).to(target.dtype)
             own = points_of(prediction.values, config)
             corrected, head = self.readout(
-                own, hidden, state.head,
+                own, self._features(hidden, read), state.head,
                 target=target, mask=mask, reset=reset, cu_seqlens=cu_seqlens, elapsed=elapsed, plasticity=plasticity,
             )  # fmt: skip
             prediction = prediction.shifted((corrected - own).detach())
             state = dataclasses.replace(state, head=head)
         return (prediction if mask is None else _closed(prediction, mask)), state
+
+    def _features(self, hidden: Tensor, read: Tensor) -> Tensor:
+        """What the read-out sees: the hidden vector at unit length, the inputs as they are, at 1/√their number."""
+        inputs = read / math.sqrt(read.shape[-1])
+        if self.config.readout_features == "inputs":
+            return inputs
+        return unit(hidden) if self.config.readout_features == "hidden" else torch.cat([unit(hidden), inputs], -1)
 
     def _check_finite(self, x: Tensor) -> None:
         if torch.compiler.is_compiling():

@@ -67,6 +67,8 @@ def outputs_of(
         series; state).
     """
     if isinstance(model, SSMN):
+        if model.readout is not None:
+            options["target"] = _truth(model, batch)
         return model.predict(batch.inputs, state, **options)
     if batch.mask is None or not isinstance(model, TextSSMN):
         return model(batch.inputs, state, **options)
@@ -205,6 +207,15 @@ def evaluate_stream(
         target_bytes=0 if tokenizer is None else int(tokenizer.byte_lengths[steps[1:]].sum()),
         seconds=time.perf_counter() - begun,
     )
+
+
+def _truth(model: SSMN, batch: Batch) -> Tensor:
+    """What a read-out learns from: at each step the target of the step before, of which the inputs themselves tell."""
+    columns = list(model.config.target_columns)
+    if columns:
+        return batch.inputs[..., columns]
+    unknown = torch.full_like(batch.targets[:, :1], math.nan)
+    return torch.cat([unknown, batch.targets[:, :-1]], 1)
 
 
 def targets_of(config: StackConfig, steps: Tensor) -> Tensor:
