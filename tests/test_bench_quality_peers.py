@@ -108,7 +108,19 @@ def lstm(mixer: Any, x: Tensor) -> Tensor:
     return mixer.output(torch.stack(out, 1))
 
 
-DEFINITIONS = {"retention": retention, "ssd": ssd, "gated-delta": gated_delta, "lstm": lstm}
+def gru(mixer: Any, x: Tensor) -> Tensor:
+    hidden, cell = torch.zeros(BATCH, WIDTH, dtype=torch.float64), mixer.cell
+    out = []
+    for t in range(TIME):
+        told = (x[:, t] @ cell.weight_ih_l0.T + cell.bias_ih_l0).chunk(3, -1)
+        kept = (hidden @ cell.weight_hh_l0.T + cell.bias_hh_l0).chunk(3, -1)
+        reset, update = (told[0] + kept[0]).sigmoid(), (told[1] + kept[1]).sigmoid()
+        hidden = update * hidden + (1 - update) * (told[2] + reset * kept[2]).tanh()
+        out.append(hidden)
+    return mixer.output(torch.stack(out, 1))
+
+
+DEFINITIONS = {"retention": retention, "ssd": ssd, "gated-delta": gated_delta, "lstm": lstm, "gru": gru}
 
 
 @pytest.mark.parametrize("kind", DEFINITIONS)

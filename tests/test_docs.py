@@ -195,6 +195,15 @@ def test_streaming_manual_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert names["loss"].isfinite()
 
 
+def test_online_learning_manual_runs() -> None:
+    names: dict[str, Any] = {}
+    try:
+        for number, program in enumerate(blocks(ROOT / "docs" / "online-learning.md", "python"), start=1):
+            exec(compile(program, f"docs/online-learning.md, block {number}", "exec"), names)
+    finally:
+        torch.set_grad_enabled(True)
+
+
 def test_hugging_face_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("transformers", reason='the extra "hf" is not installed')
     from importlib.util import find_spec

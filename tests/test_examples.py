@@ -45,6 +45,12 @@ def fork_and_rollback(output: str) -> None:
     assert "equal to the bit: True" in output
 
 
+def learn_without_training(output: str) -> None:
+    for steps in ("steps 100 to 298", "steps 350 to 598"):
+        learning, frozen = row(output, steps)
+        assert learning < 1.5 < frozen / 4
+
+
 def memory_in_your_model(output: str) -> None:
     assert row(output, "pieces equal")[0] <= 1e-5
     assert "key projection: True" in output
@@ -73,6 +79,7 @@ CASES: dict[Callable[[str], None], dict[str, Any]] = {
     engine: {"steps": 70},
     follow_a_system: {"steps": 40},
     fork_and_rollback: {},
+    learn_without_training: {},
     memory_in_your_model: {},
     packed_and_padded: {},
     train_on_a_stream: {"steps": 60},

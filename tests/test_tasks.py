@@ -20,6 +20,7 @@ SMALL: dict[str, dict[str, object]] = {
     "multi-hop": {"chains": 4, "hops": 3},
     "distance": {"pairs": 3, "distance": 40},
     "drift": {"dim": 3, "length": 90, "switch_after": 20},
+    "system": {"dim": 3, "length": 90, "switch_after": 20},
 }
 
 
@@ -61,7 +62,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and bool((one == other).all())
 
 
-@pytest.mark.parametrize("name", [name for name in SMALL if name != "drift"])
+@pytest.mark.parametrize("name", [name for name in SMALL if name not in ("drift", "system")])
 def test_tokens_fit_the_model(name: str) -> None:
     batch = make(name, vocab_size=200).batch(0, batch_size=3)
     assert batch.inputs.shape == batch.targets.shape
@@ -159,6 +160,33 @@ def test_the_drifting_system_is_a_rotation_between_its_switches() -> None:
                 torch.testing.assert_close(x @ a, y, rtol=0, atol=1e-4)
 
 
+def test_the_linear_system_obeys_its_rule_between_its_switches() -> None:
+    task = make("system", noise=0.0)
+    batch = task.batch(0, batch_size=2)
+    assert task.model_settings() == {"kind": "standard", "input_dim": 6, "output_dim": 3}
+    assert batch.elapsed is not None
+    torch.testing.assert_close(batch.inputs[:, 1:, :3], batch.targets[:, :-1])
+    for inputs, targets, elapsed in zip(batch.inputs, batch.targets, batch.elapsed, strict=True):
+        switches = [*(elapsed == 0).nonzero().flatten().tolist(), 90]
+        for begin, end in itertools.pairwise(switches):
+            if end - begin > 9:
+                x, y = inputs[begin:end].double(), targets[begin:end].double()
+                both = torch.linalg.lstsq(x[:9], y[:9]).solution
+                torch.testing.assert_close(x @ both, y, rtol=0, atol=1e-3)
+                radius = torch.linalg.eigvals(both[:3].T).abs().max()
+                assert radius.item() == pytest.approx(0.95, abs=1e-3)
+
+
+def test_the_linear_system_has_the_variance_and_the_noise_that_it_says() -> None:
+    batch = TASKS["system"](dim=5, length=60, switch_after=10_000, noise=0.05).batch(0, batch_size=400)
+    last = batch.targets[:, -20:]
+    assert last.var().item() == pytest.approx(1.0, abs=0.1)
+    one = TASKS["system"](dim=2, length=4000, switch_after=10**6, noise=0.05).batch(0, batch_size=1)
+    x, y = one.inputs[0].double(), one.targets[0].double()
+    rest = y - x @ torch.linalg.lstsq(x, y).solution
+    assert rest.var().item() == pytest.approx(0.05, rel=0.1)
+
+
 def test_bad_settings_are_refused() -> None:
     with pytest.raises(ConfigError, match="task: name='mqr'; wanted one of copy, mqar"):
         task_from_dict({"name": "mqr"})
@@ -178,6 +206,10 @@ def test_bad_settings_are_refused() -> None:
         make("multi-hop", chains=400)
     with pytest.raises(ConfigError, match="filler='sand'; wanted one of noise, pairs, mixed"):
         make("distance", filler="sand")
+    with pytest.raises(ConfigError, match=r"task system: radius=1.0; wanted a number in \(0, 1\)"):
+        make("system", radius=1.0)
+    with pytest.raises(ConfigError, match=r"noise=0.5; wanted a share in \[0, 0.0975\), with radius=0.95"):
+        make("system", noise=0.5)
     with pytest.raises(ConfigError, match="rebinds='two'; wanted an integer"):
         make("mqar-rebound", rebinds="two")
     with pytest.raises(ConfigError, match="length=5; wanted at most 0 with vocab_size=8"):

@@ -401,6 +401,7 @@ _CONFIG_OF_TASK = {
     "distance": "distance",
     "text-recall": "text-recall",
     "drift": "drift",
+    "system": "system",
 }
 
 

@@ -149,6 +149,7 @@ def _ask(
         targets = torch.tensor([[0, stream.values[key]] for key in keys])
         questions = Batch(inputs, targets, torch.tensor([[False, True]]).expand_as(inputs), "facts")
         output, _ = outputs_of(model, questions, state.select([row] * len(keys)), plasticity=plasticity)
+        assert isinstance(output, torch.Tensor)  # logits, as of every text model
         is_right = (output.argmax(-1) == targets[:, 1]).tolist()
         rehearsed = set(stream.rehearsed)
         for key, good in zip(keys, is_right, strict=True):

@@ -3,6 +3,7 @@
 | kind | after |
 | --- | --- |
 | `lstm` | Hochreiter and Schmidhuber, 1997, with forget gates (Gers et al., 2000); torch's own kernel |
+| `gru` | Cho et al., 2014; torch's own kernel |
 | `retention` | RetNet (Sun et al., 2023): rotated queries and keys, a fixed decay per head |
 | `ssd` | Mamba-2 (Dao and Gu, 2024): short convolution, data-dependent step and decay, one key for all heads |
 | `gated-delta` | Gated DeltaNet (Yang et al., 2024): short convolutions, keys of unit norm, gated delta rule |
@@ -16,23 +17,26 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ssmn import ops
-from ssmn.config import StackConfig, TextSSMNConfig
+from ssmn.config import StackConfig
 from ssmn.errors import ConfigError, RangeError
 from ssmn.layers.blocks import register_mixer
 from ssmn.layers.memory import unit
-from ssmn.models import TextSSMN
 from ssmn.ops.common import state_dtype
 from ssmn.ops.rotary import rotate
 from ssmn.ops.segments import count_open, shift_to_previous
 from ssmn.state import State, register_state
+from ssmn.training.loop import build_model
+
+ConfigT = TypeVar("ConfigT", bound=StackConfig)
 
 CONVOLUTION = 4
 """Steps that a short convolution sees."""
@@ -58,6 +62,14 @@ class LstmState(State):
 
     hidden: Annotated[Tensor, "B D"]
     cell: Annotated[Tensor, "B D"]
+
+
+@register_state("peer-gru")
+@dataclass(frozen=True, eq=False, repr=False)
+class GruState(State):
+    """What a GRU remembers."""
+
+    hidden: Annotated[Tensor, "B D"]
 
 
 class ShortConvolution(nn.Module):
@@ -249,17 +261,46 @@ class Lstm(nn.Module):
         _refuse(refused)
         state = self.init_state(hidden.shape[0]) if state is None else state
         carried, parts = (state.hidden.unsqueeze(0), state.cell.unsqueeze(0)), []
-        starts = [] if reset is None else reset.any(0).nonzero()[:, 0].tolist()
-        edges = sorted({0, hidden.shape[1], *starts})
-        for begin, end in itertools.pairwise(edges):
-            if begin in starts:
-                assert reset is not None
-                keep = (~reset[:, begin]).to(hidden.dtype).unsqueeze(-1)
-                carried = (carried[0] * keep, carried[1] * keep)
+        for begin, end, keep in _stretches(hidden, reset):
+            carried = carried if keep is None else (carried[0] * keep, carried[1] * keep)
             part, carried = self.cell(hidden[:, begin:end].contiguous(), carried)
             parts.append(part)
         seen = torch.cat(parts, 1) if parts else hidden
         return self.output(seen), LstmState(carried[0][0], carried[1][0])
+
+
+class Gru(nn.Module):
+    """Torch's GRU of width D with a projection behind it."""
+
+    def __init__(self, hidden_dim: int) -> None:
+        super().__init__()
+        self.cell = nn.GRU(hidden_dim, hidden_dim, batch_first=True)
+        self.output = nn.Linear(hidden_dim, hidden_dim, bias=False)
+
+    def init_state(self, batch_size: int) -> GruState:
+        """A fresh state for `batch_size` streams: all zeros."""
+        return GruState(self.output.weight.new_zeros(batch_size, self.output.in_features))
+
+    def forward(
+        self, hidden: Tensor, state: GruState | None = None, *, reset: Tensor | None = None, **refused: Any
+    ) -> tuple[Tensor, GruState]:
+        """[B, T, D] and the state to the same."""
+        _refuse(refused)
+        state = self.init_state(hidden.shape[0]) if state is None else state
+        carried, parts = state.hidden.unsqueeze(0), []
+        for begin, end, keep in _stretches(hidden, reset):
+            carried = carried if keep is None else carried * keep
+            part, carried = self.cell(hidden[:, begin:end].contiguous(), carried)
+            parts.append(part)
+        return self.output(torch.cat(parts, 1) if parts else hidden), GruState(carried[0])
+
+
+def _stretches(hidden: Tensor, reset: Tensor | None) -> Iterator[tuple[int, int, Tensor | None]]:
+    """(first step, end, [B, 1] rows that go on or None) of the stretches between resets."""
+    starts = [] if reset is None else reset.any(0).nonzero()[:, 0].tolist()
+    for begin, end in itertools.pairwise(sorted({0, hidden.shape[1], *starts})):
+        keep = (~reset[:, begin]).to(hidden.dtype).unsqueeze(-1) if reset is not None and begin in starts else None
+        yield begin, end, keep
 
 
 def _positions(position: Tensor, time: int, reset: Tensor | None) -> Tensor:
@@ -289,6 +330,7 @@ def _build(layer: type[nn.Module], *names: str) -> Any:
 
 PEERS = {
     "lstm": _build(Lstm),
+    "gru": _build(Gru),
     "retention": _build(Retention, "num_heads"),
     "ssd": _build(StateSpaceDual, "num_heads"),
     "gated-delta": _build(GatedDelta, "num_heads"),
@@ -299,7 +341,7 @@ for _name, _builder in PEERS.items():
     register_mixer(_name, _builder)
 
 
-def of_size(config: TextSSMNConfig, parameters: int, tolerance: float = 0.01) -> TextSSMNConfig:
+def of_size(config: ConfigT, parameters: int, tolerance: float = 0.01) -> ConfigT:
     """The same model with the inner width of its feed-forward chosen for a number of parameters.
 
     Args:
@@ -319,7 +361,7 @@ def of_size(config: TextSSMNConfig, parameters: int, tolerance: float = 0.01) ->
         >>> TextSSMN(of_size(TextSSMNConfig.preset("tiny", vocab_size=99), 150_000)).num_parameters()
         150018
     """
-    counts = [TextSSMN(dataclasses.replace(config, ffn_dim=width)).num_parameters() for width in (1, 2)]
+    counts = [build_model(dataclasses.replace(config, ffn_dim=width)).num_parameters() for width in (1, 2)]
     width = 1 + round((parameters - counts[0]) / (counts[1] - counts[0]))
     count = counts[0] + (width - 1) * (counts[1] - counts[0])
     if width < 1 or abs(count - parameters) > tolerance * parameters:
