@@ -512,7 +512,7 @@ class Forecaster:
         return len(joined) - before
 
     def _walk(self, fitted: _Fitted, joined: Table, before: int) -> Iterator[_Window]:
-        """Learns from the rows `before`, `before` + 1, ...; yields each window before the row that follows it is read."""
+        """Learns from the rows from `before` on; yields each window before the row that follows it is read."""
         rows, readout = fitted.rows(joined.values, joined.times), fitted.readout
         if self.config.future:
             yield from self._walk_late(fitted, rows, before)

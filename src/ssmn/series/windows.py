@@ -1,4 +1,4 @@
-"""Windows of a table as regressors: instance-normalised values, a small SSMN's summary of them, and what is known ahead."""
+"""Windows of a table as regressors: normalised values, a small SSMN's summary of them, and what is known ahead."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ class WindowSpec:
 
 
 class Regressors:
-    """Makes φ of windows: [values − shift | summary · s | s, 1 | further inputs | known ahead], s the window's deviation.
+    """Makes φ of windows: [values − shift | summary · s | s, 1 | further inputs | known ahead].
 
-    All but the last two parts scale with the window, so that a forecast of a series times two is two times it.
+    s is the deviation of the window. All but the last two parts scale with the window, so that a forecast of a series times two is two times it.
 
     Args:
         spec: Sizes.
