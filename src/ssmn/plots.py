@@ -411,3 +411,41 @@ def spread_lines(
         wanted = 1 if look.narrow else 3
         drawing.legend(found.values(), found.keys(), loc="outside lower left", ncols=wanted, handlelength=3.2)
     return drawing
+
+
+def forecast(series: Sequence[Mapping[str, Any]], look: Look = Look()) -> Figure:
+    """What was and what is expected: a panel for each column, with the band of the outermost quantiles.
+
+    Args:
+        series: For each column `name`, `times` and `values` of the past, `times_ahead`, `mean`, `low` and `high` of the
+            rows to come, and `level`, the share of truths that the band should hold. Times are numbers or dates; the
+            first four columns are drawn.
+        look: Where it is to be seen.
+
+    Raises:
+        RangeError: There is nothing to draw.
+    """
+    if not series:
+        raise RangeError("plots: there is no column to draw; wanted at least one.")
+    shown = series[:4]
+    with _figure(look, 1.0 + 2.4 * len(shown), (len(shown), 1), sharex=True) as (drawing, axes):
+        blue, orange, *_ = look.colours
+        for axis, column in zip(axes.flat, shown, strict=True):
+            axis.plot(column["times"], column["values"], color=look.muted, linewidth=1.2, label="seen")
+            band = f"{100 * column['level']:.0f} % interval"
+            axis.fill_between(
+                column["times_ahead"], column["low"], column["high"], color=blue, alpha=0.2, linewidth=0, label=band
+            )
+            axis.plot(column["times_ahead"], column["mean"], color=blue, label="forecast")
+            axis.axvline(column["times_ahead"][0], color=orange, linewidth=1.0, linestyle="--")
+            axis.set_title(column["name"])
+        if isinstance(shown[0]["times"][0], (int, float)):
+            axes.flat[-1].set_xlabel("row")
+        else:
+            from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+            locator = AutoDateLocator()
+            axes.flat[-1].xaxis.set_major_locator(locator)
+            axes.flat[-1].xaxis.set_major_formatter(ConciseDateFormatter(locator))
+        _legend_below(drawing, axes.flat[0], 3)
+    return drawing

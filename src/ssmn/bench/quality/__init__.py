@@ -12,7 +12,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ssmn.bench.quality import distance, encoder, forgetting, frame, hops, lm, recall, second_reading, sparse
+from ssmn.bench.quality import (
+    classical,
+    distance,
+    encoder,
+    forecasting,
+    forgetting,
+    frame,
+    hops,
+    lm,
+    recall,
+    second_reading,
+    sparse,
+)
 from ssmn.bench.quality import output_memory as adaptation
 from ssmn.bench.quality import shakespeare as characters
 from ssmn.bench.quality import system_identification as systems
@@ -35,6 +47,8 @@ PARTS: dict[str, Part] = {
         adaptation.PART,
         encoder.PART,
         systems.PART,
+        forecasting.PART,
+        classical.PART,
     )
 }
 """All parts by name, in the order in which they are run."""

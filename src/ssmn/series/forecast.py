@@ -1,0 +1,887 @@
+"""Forecasts of many steps ahead that learn from every new row without a refit.
+
+A forecast is a linear, plastic read-out of the window's normalised values and of what a small SSMN sums them up to.
+The read-out is fitted in closed form and goes on learning by recursive least squares, a constant cost per row.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ssmn.config import SSMNConfig
+from ssmn.errors import ConfigError, FileError, RangeError, ShapeError, StateError
+from ssmn.files import PathLike, read_file, write_file
+from ssmn.models import SSMN
+from ssmn.series.readout import DelayedReadout, ridge
+from ssmn.series.tables import Table, Times, times_after
+from ssmn.series.windows import (
+    Moments,
+    Regressors,
+    Rows,
+    Shift,
+    WindowSpec,
+    WindowTask,
+    calendar,
+    chunks,
+    filled,
+    moments,
+    truths,
+)
+from ssmn.training.loop import CHECKPOINT_FILE, Progress, train
+from ssmn.training.settings import OptimisationConfig, TrainConfig
+
+Array = NDArray[np.floating]
+
+ENOUGH_WINDOWS = 2_000
+"""Windows from which on a network is trained unless `steps` says otherwise."""
+NETWORK_AHEAD = 96
+"""Rows ahead that the network is trained on at most: its summary serves every horizon."""
+NETWORK_STEPS = 200
+"""Optimizer steps of the network unless `steps` says otherwise."""
+SUMMARY_RIDGES = (0.1, 1.0, 10.0)
+"""Ridges of the network's summary that are tried."""
+VALIDATION_SHARE = 0.2
+"""Last share of the table that settings are chosen on, if no other rows are given."""
+INTERVAL_RATE = 0.005
+"""Step of the intervals' online quantiles, in units of a window's deviation."""
+
+_FORMAT = "forecaster 1"
+
+_Window = tuple[int, Array, Array, Array]
+"""Origin (the row after the window), φ [C, F], shift [C], scale [C]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForecasterConfig:
+    """Settings of a `Forecaster`; what has several values is chosen on validation rows."""
+
+    horizon: int = 96
+    """H, rows ahead."""
+    targets: tuple[str, ...] | None = None
+    """Columns to forecast; None = all that are named in neither `exogenous` nor `future`."""
+    exogenous: tuple[str, ...] = ()
+    """Columns that help but are not forecast; their last rows are read."""
+    future: tuple[str, ...] = ()
+    """Columns that are known for the rows to forecast, too."""
+    calendar: bool = False
+    """Reads the time of day and week (or of year) of the forecast; needs times."""
+    contexts: tuple[int, ...] = (96, 192, 336, 512)
+    """L, rows of a window, to choose from."""
+    shifts: tuple[Shift, ...] = ("mean", "last")
+    """What a window is freed of, to choose from."""
+    ridges: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0)
+    """Ridge of the closed form, as a share of the regressors' mean square, to choose from."""
+    quantiles: tuple[float, ...] = (0.1, 0.5, 0.9)
+    """Quantiles of the forecast, rising."""
+    forget: float = 0.9995
+    """What the read-out keeps per new row, in (0, 1]; 1 = it never forgets."""
+    hidden_dim: int = 32
+    """Width of the network that sums a window up; 0 = none."""
+    patch: int = 16
+    """Rows of a patch, the network's step."""
+    layer_types: tuple[str, ...] = ("static", "plastic", "static")
+    """Blocks of the network."""
+    steps: int | None = None
+    """Optimizer steps of the network, 0 = no network; None = 200 if there are at least 2,000 windows, else 0."""
+    learning_rate: float = 3e-3
+    """Of the network."""
+    seed: int = 0
+    """Of the network's weights and batches."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if isinstance(getattr(self, field.name), list):
+                object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
+        for name, least in (("horizon", 1), ("hidden_dim", 0), ("patch", 1), ("seed", 0)):
+            self._whole(name, getattr(self, name), least)
+        if self.steps is not None:
+            self._whole("steps", self.steps, 0)
+        for context in self.contexts:
+            self._whole("contexts", context, 2)
+        for name in ("contexts", "shifts", "ridges", "quantiles"):
+            if not getattr(self, name):
+                raise self._refusal(name, "at least one")
+        if not set(self.shifts) <= {"mean", "last"}:
+            raise self._refusal("shifts", "names out of mean, last")
+        if not all(value > 0 and math.isfinite(value) for value in self.ridges):
+            raise self._refusal("ridges", "positive numbers")
+        rising = all(low < high for low, high in zip(self.quantiles, self.quantiles[1:], strict=False))
+        if not rising or not all(0 < level < 1 for level in self.quantiles):
+            raise self._refusal("quantiles", "rising numbers between 0 and 1")
+        if not 0.5 < self.forget <= 1:
+            raise self._refusal("forget", "a share above 0.5 and up to 1")
+
+    def _whole(self, name: str, value: object, least: int) -> None:
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise self._refusal(name, f"a whole number of at least {least}")
+
+    def _refusal(self, name: str, wanted: str) -> ConfigError:
+        return ConfigError(f"ForecasterConfig: {name}={getattr(self, name)!r}; wanted {wanted}.")
+
+
+@dataclass(frozen=True, eq=False)
+class Forecast:
+    """The rows that follow the last one known.
+
+    Attributes:
+        names: The C columns.
+        times: [H], or None if there were none.
+        mean: [H, C], the point forecast.
+        quantiles: [H, C, Q], never crossing.
+        levels: The Q quantiles' levels.
+    """
+
+    names: tuple[str, ...]
+    times: Times | None
+    mean: Array
+    quantiles: Array
+    levels: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Backtest:
+    """Errors of forecasts from rolling origins; every window counts.
+
+    Attributes:
+        names: The C columns.
+        windows: Origins that were forecast from.
+        mse: Mean squared error over all windows, steps and columns, in units of the fitted rows' deviation.
+        mae: Mean absolute error in the same units.
+        mse_by_step: [H], the same by step ahead.
+        column_mse: [C], in the columns' own units, squared.
+        column_mae: [C], in the columns' own units.
+        mase: [C], mean absolute error by that of the seasonal naive forecast one step ahead on the fitted rows.
+        coverage: Share of the truths within the outermost quantiles.
+        level: The share that should be.
+    """
+
+    names: tuple[str, ...]
+    windows: int
+    mse: float
+    mae: float
+    mse_by_step: Array
+    column_mse: Array
+    column_mae: Array
+    mase: Array
+    coverage: float
+    level: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What validation chose.
+
+    Attributes:
+        context: Rows of a window.
+        shift: What a window is freed of.
+        ridge: Of the values.
+        summary_ridge: Of the network's summary; None if the network is not used.
+        validation_mse: Of the chosen settings, in units of the fitted rows' deviation.
+        linear_mse: Of the best settings without the network.
+        network_mse: Of the best settings with it; None if there was none.
+    """
+
+    context: int
+    shift: Shift
+    ridge: float
+    summary_ridge: float | None
+    validation_mse: float
+    linear_mse: float
+    network_mse: float | None
+
+
+class Forecaster:
+    """Forecasts the next H rows of a table, with quantiles, and learns from each new row at a constant cost.
+
+    The columns to forecast are standardised and treated as series of one kind, which share all weights. A window of
+    L rows is freed of its mean (or last value); a linear read-out maps what is left, and the summary that a small
+    SSMN over its patches gives, to all H rows. The read-out is a ridge in closed form (of this form are the linear
+    models of Zeng et al., 2023, and Li et al., 2023, with reversible normalisation of Kim et al., 2022); `update`
+    continues it by recursive least squares, each step ahead from the moment its truth is known. Context, shift, ridge
+    and whether the network helps are chosen on validation rows.
+
+    Args:
+        config: The settings.
+
+    Example:
+        >>> import numpy as np
+        >>> from ssmn.series import Forecaster, ForecasterConfig
+        >>> wave = np.sin(np.arange(300) * 2 * np.pi / 12)[:, None]
+        >>> forecaster = Forecaster(ForecasterConfig(horizon=6, contexts=(24,))).fit(wave[:240])
+        >>> forecaster.update(wave[240:290])
+        50
+        >>> bool(np.abs(forecaster.predict().mean - wave[290:296]).max() < 0.01)
+        True
+    """
+
+    def __init__(self, config: ForecasterConfig | None = None) -> None:
+        self.config = config or ForecasterConfig()
+        self._fitted: _Fitted | None = None
+
+    # Fitting
+
+    def fit(
+        self,
+        table: Table | Array,
+        validation: Table | Array | None = None,
+        *,
+        folder: PathLike | None = None,
+        on_step: Callable[[Progress], bool | None] | None = None,
+    ) -> Self:
+        """Chooses the settings, fits the read-out, and trains the network if there is one.
+
+        Args:
+            table: The rows, equally far apart (gaps are filled with NaN); a `Table`, or numbers [N, C].
+            validation: The rows that follow, to choose settings on; the weights do not learn from them. None = the
+                last fifth of `table`, which then is learned from too.
+            folder: Where the network's training keeps its checkpoint; a stopped training goes on from there.
+            on_step: Called after each step of the training; if it returns True, it stops.
+
+        Returns:
+            Itself; the last rows read are those that `predict` goes on from.
+
+        Raises:
+            RangeError: There are too few rows, or no column to forecast.
+            FileError: Times do not rise.
+            KeyboardInterrupt: The training was stopped; with a `folder`, the same call goes on.
+        """
+        config = self.config
+        table = _as_table(table, None)
+        names = self._columns(table)
+        given = table.regular()
+        boundary = len(given)
+        if validation is not None:
+            given = _joined(given, _as_table(validation, table.names)).regular()
+        else:
+            boundary -= max(config.horizon, round(VALIDATION_SHARE * boundary))
+        fitted_rows = given.values[: boundary if validation is not None else len(given)]
+        fitted = _Fitted.prepare(config, names, given, fitted_rows)
+        rows = fitted.rows(given.values, given.times)
+        choice, best = self._choose(rows, boundary, folder, on_step)
+        fitted.choice = choice
+        fitted.regressors = best.make
+        self._finish(fitted, rows, given, boundary, best, refit=validation is None)
+        self._fitted = fitted
+        return self
+
+    def _choose(
+        self,
+        rows: Rows,
+        boundary: int,
+        folder: PathLike | None,
+        on_step: Callable[[Progress], bool | None] | None,
+    ) -> tuple[Choice, _Candidate]:
+        """Context and shift without the network, then the network."""
+        config, horizon = self.config, self.config.horizon
+        contexts = [length for length in config.contexts if boundary - length - horizon + 1 >= max(8, horizon // 4)]
+        if not contexts or len(rows.values) - boundary < horizon:
+            shortest = min(config.contexts)
+            wanted = math.ceil((shortest + horizon + max(8, horizon // 4)) / (1 - VALIDATION_SHARE)) + horizon
+            raise RangeError(
+                f"fit: {len(rows.values)} rows; wanted about {wanted} at least for horizon={horizon} and contexts from "
+                f"{shortest} on: lower one of them."
+            )
+        candidates = [self._candidate(rows, boundary, length, config.shifts[0]) for length in sorted(set(contexts))]
+        best = min(candidates, key=lambda candidate: candidate.error)
+        others = [self._candidate(rows, boundary, best.spec.context, shift) for shift in config.shifts[1:]]
+        linear = best = min([best, *others], key=lambda candidate: candidate.error)
+        network_error = None
+        network = self._network(rows, boundary, linear.spec, folder, on_step)
+        if network is not None:
+            read = self._candidate(rows, boundary, linear.spec.context, linear.spec.shift, network)
+            network_error = read.error
+            best = min([linear, read], key=lambda candidate: candidate.error)
+        choice = Choice(
+            best.spec.context, best.spec.shift, best.ridge, best.summary_ridge, best.error, linear.error, network_error
+        )
+        return choice, best
+
+    def _candidate(
+        self, rows: Rows, boundary: int, context: int, shift: Shift, network: SSMN | None = None
+    ) -> _Candidate:
+        """The best ridge for a context and a shift."""
+        config = self.config
+        given = len(config.future)
+        spec = WindowSpec(
+            context=context,
+            horizon=config.horizon,
+            shift=shift,
+            ahead=tuple(range(given)),
+            first=tuple(range(given, rows.future.shape[1])),
+        )
+        make = Regressors(spec, network, config.patch)
+        learned = moments(make, rows, context, boundary)
+        checked = moments(make, rows, max(boundary, context), len(rows.values))
+        if not learned.windows or not checked.windows:
+            raise RangeError("fit: no window has all its values known; wanted fewer gaps, or a shorter horizon.")
+        widths = make.widths(rows)
+        found = [
+            _Candidate(make, spec, learned, checked, value, summary, penalty, checked.error(weights))
+            for value in config.ridges
+            for summary in (SUMMARY_RIDGES if network is not None else (None,))
+            for penalty in [_penalty(learned.moment, widths, value, summary)]
+            for weights in [ridge(learned.moment, learned.cross, penalty)]
+        ]
+        return min(found, key=lambda candidate: candidate.error)
+
+    def _network(
+        self,
+        rows: Rows,
+        boundary: int,
+        spec: WindowSpec,
+        folder: PathLike | None,
+        on_step: Callable[[Progress], bool | None] | None,
+    ) -> SSMN | None:
+        """The trained network, or None if there is to be none."""
+        config, patch = self.config, self.config.patch
+        ahead = min(config.horizon, NETWORK_AHEAD)
+        count = (boundary - spec.context - ahead + 1) * rows.values.shape[1]
+        steps = config.steps
+        if steps is None:
+            steps = NETWORK_STEPS if count >= ENOUGH_WINDOWS else 0
+        if not steps or not config.hidden_dim or spec.context < patch or count < 1:
+            return None
+        context = spec.context // patch * patch
+        task = WindowTask.of(rows, 0, boundary, context=context, patch=patch, ahead=ahead, shift=spec.shift)
+        model = {
+            "hidden_dim": config.hidden_dim,
+            "num_layers": len(config.layer_types),
+            "layer_types": list(config.layer_types),
+            "num_heads": 2,
+            "window_size": context // patch,
+            "ffn_dim": 2 * config.hidden_dim,
+        }
+        optimisation = OptimisationConfig(
+            steps=steps,
+            batch_size=64,
+            learning_rate=config.learning_rate,
+            warmup_steps=min(20, steps),
+            weight_decay=0.1,
+            tensorboard=False,
+        )
+        settings = TrainConfig(seed=config.seed, task=task, model=model, train=optimisation)
+        with tempfile.TemporaryDirectory() as scratch:
+            place = Path(folder or scratch)
+            resume = (place / CHECKPOINT_FILE).exists()
+            result = train(settings, place, resume=resume, on_step=on_step)
+        if result.interrupted:
+            raise KeyboardInterrupt
+        return cast(SSMN, result.model).eval()
+
+    def _finish(
+        self, fitted: _Fitted, rows: Rows, given: Table, boundary: int, best: _Candidate, *, refit: bool
+    ) -> None:
+        """Weights, intervals, and the last rows, whose truths are still to come."""
+        horizon, make = self.config.horizon, best.make
+        learned, penalty = best.learned, best.penalty
+        weights = ridge(learned.moment, learned.cross, penalty)
+        fitted.offsets = _residual_quantiles(make, rows, boundary, weights, self.config.quantiles)
+        if refit:
+            first = max(best.spec.context, boundary - horizon + 1)
+            learned = learned + best.checked
+            if first < boundary:
+                learned = learned + moments(make, rows, first, boundary + horizon - 1)
+            weights = ridge(learned.moment, learned.cross, penalty)
+        covariance = np.linalg.inv(learned.moment + np.diag(penalty))
+        fitted.readout = DelayedReadout(weights, covariance, len(fitted.names), self.config.forget)
+        kept = best.spec.context + horizon
+        fitted.recent = given[max(0, len(given) - kept) :]
+        if not self.config.future:
+            recent = fitted.rows(fitted.recent.values, fitted.recent.times)
+            begin = max(best.spec.context, len(fitted.recent) - horizon + 1)
+            for _, features, shift, scale in fitted.windows(recent, begin, len(fitted.recent) + 1):
+                fitted.readout.observe(features, shift, scale)
+
+    def _columns(self, table: Table) -> tuple[str, ...]:
+        """Names of the columns to forecast."""
+        config = self.config
+        for name in (*(config.targets or ()), *config.exogenous, *config.future):
+            table.column(name)
+        names = config.targets or tuple(
+            name for name in table.names if name not in config.exogenous and name not in config.future
+        )
+        if not names:
+            raise RangeError("fit: there is no column to forecast; wanted at least one beside exogenous and future.")
+        if config.calendar and table.times is None:
+            raise RangeError("fit: calendar=True needs times, but the table has none; leave it out.")
+        return names
+
+    # What has been fitted
+
+    @property
+    def choice(self) -> Choice:
+        """What validation chose."""
+        return self._need().choice
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns that are forecast."""
+        return self._need().names
+
+    @property
+    def network(self) -> SSMN | None:
+        """The network that sums windows up, or None if there is none or it did not help."""
+        return self._need().regressors.network
+
+    @property
+    def season(self) -> int:
+        """Rows of the season that the times suggest; 1 if none."""
+        return self._need().season
+
+    @property
+    def recent(self) -> Table:
+        """The last rows read, as far as forecasts and learning need them."""
+        return self._need().recent
+
+    def _need(self) -> _Fitted:
+        if self._fitted is None:
+            raise StateError("Forecaster: it has not been fitted; call fit or load first.")
+        return self._fitted
+
+    # Forecasting and learning
+
+    def predict(self, after: Table | Array | None = None, *, future: Table | Array | None = None) -> Forecast:
+        """The H rows that follow the last one read.
+
+        Args:
+            after: Forecasts what follows these rows instead (at least `choice.context` of them), and learns nothing.
+            future: [H, len(config.future)], the columns known ahead, if there are any.
+
+        Raises:
+            RangeError: Too few rows; `future` is missing, or there is none to be given.
+            ShapeError: `future` does not fit.
+        """
+        fitted, config = self._need(), self.config
+        recent = fitted.recent if after is None else _as_table(after, fitted.recent.names).regular()
+        context = fitted.choice.context
+        if len(recent) < context:
+            raise RangeError(f"predict: {len(recent)} rows; wanted at least the context, {context}.")
+        rows = fitted.rows(recent.values, recent.times, self._future(future))
+        (window,) = fitted.windows(rows, len(recent), len(recent) + 1)
+        mean, quantiles = fitted.forecast(*window[1:])
+        times = None if recent.times is None else times_after(recent.times, config.horizon)
+        return Forecast(fitted.names, times, mean, quantiles, config.quantiles)
+
+    def _future(self, future: Table | Array | None) -> Array | None:
+        config = self.config
+        if not config.future:
+            if future is not None:
+                raise RangeError("predict: future is given, but config.future names no column; leave it out.")
+            return None
+        if future is None:
+            raise RangeError(f"predict: future is missing; wanted {', '.join(config.future)} of the next rows.")
+        values = future.select(config.future).values if isinstance(future, Table) else np.asarray(future, np.float64)
+        wanted = (config.horizon, len(config.future))
+        if values.shape != wanted or not np.isfinite(values).all():
+            raise ShapeError(f"predict: future has shape {list(values.shape)}; wanted {list(wanted)}, finite numbers.")
+        return values
+
+    def update(self, table: Table | Array) -> int:
+        """Reads new rows and learns from them, at a constant cost per row and without a refit.
+
+        Every forecast made before learns from the rows as far as they are its truth; the intervals adapt too.
+
+        Args:
+            table: The rows that follow the last ones read.
+
+        Returns:
+            Rows read (a gap in the times counts as rows of NaN).
+
+        Raises:
+            FileError: Times do not go on from the last ones.
+            ShapeError: Other columns.
+        """
+        fitted = self._need()
+        before = len(fitted.recent)
+        joined = _joined(fitted.recent, _as_table(table, fitted.recent.names)).regular()
+        for _ in self._walk(fitted, joined, before):
+            pass
+        kept = fitted.choice.context + self.config.horizon
+        fitted.recent = joined[max(0, len(joined) - kept) :]
+        return len(joined) - before
+
+    def _walk(self, fitted: _Fitted, joined: Table, before: int) -> Iterator[_Window]:
+        """Learns from the rows from `before` on; yields each window before the row that follows it is read."""
+        rows, readout = fitted.rows(joined.values, joined.times), fitted.readout
+        if self.config.future:
+            yield from self._walk_late(fitted, rows, before)
+            return
+        windows = fitted.windows(rows, before, len(joined) + 1)
+        window = next(windows)
+        for row in range(before, len(joined)):
+            yield window
+            fitted.adapt(*readout.learn(rows.values[row]))
+            window = next(windows)
+            readout.observe(*window[1:])
+
+    def _walk_late(self, fitted: _Fitted, rows: Rows, before: int) -> Iterator[_Window]:
+        """With inputs known ahead: a window is complete, and learned from as a whole, once its last truth is there."""
+        horizon, end = self.config.horizon, len(rows.values)
+        first = max(fitted.choice.context, before - horizon + 1)
+        shown, learned = (fitted.windows(rows, begin, end - horizon + 1) for begin in (before, first))
+        for row in range(before, end):
+            if row <= end - horizon:
+                yield next(shown)
+            if row + 1 - horizon >= first:
+                origin, features, shift, scale = next(learned)
+                targets = rows.values[origin : origin + horizon].T - shift[:, None]
+                errors = fitted.readout.learn_whole(features, targets).T
+                fitted.adapt(errors, np.broadcast_to(scale, errors.shape))
+
+    def backtest(
+        self,
+        table: Table | Array,
+        *,
+        learn: bool = False,
+        stride: int = 1,
+        on_step: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Backtest:
+        """Forecasts from every origin in the rows that follow the last ones read; the forecaster stays as it is.
+
+        The first window ends just before the rows, and the last is the last one whose truths are all there.
+
+        Args:
+            table: The rows.
+            learn: Learns from each row after it was forecast, as `update` does; False = frozen.
+            stride: Rows from one origin to the next.
+            on_step: Called with (origins done, origins in all).
+
+        Raises:
+            RangeError: Fewer rows than the horizon.
+            FileError, ShapeError: As in `update`.
+        """
+        fitted, horizon = self._need(), self.config.horizon
+        if learn:
+            fitted = fitted.copy()
+        before = len(fitted.recent)
+        joined = _joined(fitted.recent, _as_table(table, fitted.recent.names)).regular()
+        total = len(joined) - before - horizon + 1
+        if total < 1 or stride < 1:
+            raise RangeError(
+                f"backtest: {len(joined) - before} rows, stride={stride}; wanted at least horizon={horizon} rows and a "
+                "stride of at least 1."
+            )
+        rows = fitted.rows(joined.values, joined.times)
+        sums = _Errors(fitted, horizon)
+        end = before + total
+        windows = self._walk(fitted, joined, before) if learn else fitted.windows(rows, before, end)
+        for origin, features, shift, scale in windows:
+            if origin < end and (origin - before) % stride == 0:
+                sums.add(fitted, features, shift, scale, rows.values[origin : origin + horizon])
+                on_step(sums.windows, -(-total // stride))
+        return sums.result(self.config.quantiles)
+
+    # Files
+
+    def save(self, path: PathLike) -> None:
+        """Writes everything into one checked safetensors file: settings, weights, what was learned, the last rows.
+
+        Raises:
+            StateError: It has not been fitted.
+            FileError: The file cannot be written.
+        """
+        fitted = self._need()
+        network = fitted.regressors.network
+        header = {
+            "kind": "checkpoint",
+            "task": _FORMAT,
+            "settings": json.loads(json.dumps(dataclasses.asdict(self.config))),
+            "choice": dataclasses.asdict(fitted.choice),
+            "targets": list(fitted.names),
+            "columns": list(fitted.recent.names),
+            "time_name": fitted.recent.time_name,
+            "season": fitted.season,
+            "step": None if fitted.step is None else int(fitted.step.astype(np.int64)),
+            "network": None if network is None else network.config.to_dict(),
+        }
+        recent = fitted.recent
+        tensors: dict[str, NDArray[Any]] = {
+            "centre": fitted.centre, "deviation": fitted.deviation, "naive": fitted.naive, "offsets": fitted.offsets,
+            "recent.values": recent.values, "recent.lines": recent.lines,
+        }  # fmt: skip
+        if recent.times is not None:
+            tensors["recent.times"] = recent.times.astype("datetime64[ns]").astype(np.int64)
+        tensors |= {f"readout.{name}": array for name, array in fitted.readout.arrays().items()}
+        if network is not None:
+            tensors |= {f"network.{name}": value.numpy() for name, value in network.state_dict().items()}
+        write_file(path, tensors, header)
+
+    @classmethod
+    def load(cls, path: PathLike) -> Self:
+        """Reads what `save` wrote; nothing in the file is executed.
+
+        Raises:
+            FileError: The file is missing, damaged, or holds something else.
+        """
+        arrays, header = read_file(path, kind="checkpoint")
+        if header.get("task") != _FORMAT:
+            raise FileError(
+                f"{path}: holds no forecaster; wanted a file that Forecaster.save or `ssmn forecast` wrote."
+            )
+        made = cls(ForecasterConfig(**header["settings"]))
+        choice = Choice(**header["choice"])
+        network = None
+        if header["network"] is not None:
+            network = SSMN(SSMNConfig.from_dict(header["network"])).eval()
+            network.load_state_dict(
+                {name: torch.from_numpy(a.copy()) for name, a in _under("network.", arrays).items()}
+            )
+        times = arrays["recent.times"].view("datetime64[ns]") if "recent.times" in arrays else None
+        recent = Table(
+            tuple(header["columns"]), arrays["recent.values"], times, arrays["recent.lines"], header["time_name"]
+        )
+        step = None if header["step"] is None else np.timedelta64(header["step"], "ns")
+        config = made.config
+        fitted = _Fitted(
+            config, tuple(header["targets"]), recent.names, arrays["centre"], arrays["deviation"], arrays["naive"],
+            header["season"], step,
+        )  # fmt: skip
+        fitted.choice, fitted.recent = choice, recent
+        known = fitted.rows(recent.values, recent.times).future.shape[1]
+        given = len(config.future)
+        spec = WindowSpec(
+            context=choice.context, horizon=config.horizon, shift=choice.shift,
+            ahead=tuple(range(given)), first=tuple(range(given, known)),
+        )  # fmt: skip
+        fitted.regressors = Regressors(spec, network, config.patch)
+        fitted.offsets = np.array(arrays["offsets"])
+        fitted.readout = DelayedReadout.from_arrays(_under("readout.", arrays), config.forget)
+        made._fitted = fitted
+        return made
+
+
+@dataclass(frozen=True, eq=False)
+class _Candidate:
+    """Settings, the sums they are fitted and checked on, and their error."""
+
+    make: Regressors
+    spec: WindowSpec
+    learned: Moments
+    checked: Moments
+    ridge: float
+    summary_ridge: float | None
+    penalty: Array
+    error: float
+
+
+@dataclass(eq=False)
+class _Fitted:
+    """What fitting made, and what new rows change."""
+
+    config: ForecasterConfig
+    names: tuple[str, ...]
+    columns: tuple[str, ...]
+    centre: Array
+    """[all columns], mean of the fitted rows."""
+    deviation: Array
+    """[all columns], their standard deviation."""
+    naive: Array
+    """[C], mean absolute error of the seasonal naive forecast on the fitted rows, in deviations."""
+    season: int
+    step: np.timedelta64 | None
+    choice: Choice = dataclasses.field(init=False)
+    regressors: Regressors = dataclasses.field(init=False)
+    readout: DelayedReadout = dataclasses.field(init=False)
+    offsets: Array = dataclasses.field(init=False)
+    """[H, C, Q], quantiles of the errors in a window's deviations."""
+    recent: Table = dataclasses.field(init=False)
+
+    @classmethod
+    def prepare(cls, config: ForecasterConfig, names: tuple[str, ...], table: Table, rows: Array) -> _Fitted:
+        """Means, deviations and the naive error of the rows that weights are fitted on."""
+        known = np.isfinite(rows).sum(0)
+        if not (known >= 2).all():
+            raise RangeError(f"fit: column {table.names[int(known.argmin())]} has fewer than two values.")
+        centre, deviation = np.nanmean(rows, 0), np.nanstd(rows, 0)
+        deviation = np.where(deviation > 0, deviation, 1.0)
+        season = table.season if 2 * table.season <= len(rows) else 1
+        indices = [table.names.index(name) for name in names]
+        apart = np.abs(rows[season:, indices] - rows[:-season, indices]) / deviation[indices]
+        naive = np.nanmean(apart, 0) if len(apart) else np.ones(len(names))
+        return cls(config, names, table.names, centre, deviation, naive, season, table.step)
+
+    def copy(self) -> _Fitted:
+        """One that learns by itself."""
+        made = dataclasses.replace(self)
+        made.choice, made.regressors, made.recent = self.choice, self.regressors, self.recent
+        made.offsets = self.offsets.copy()
+        made.readout = DelayedReadout.from_arrays(self.readout.arrays(), self.readout.forget)
+        return made
+
+    def _standard(self, values: Array, names: Sequence[str]) -> Array:
+        indices = [self.columns.index(name) for name in names]
+        return (values[:, indices] - self.centre[indices]) / self.deviation[indices]
+
+    def rows(self, values: Array, times: Times | None, future: Array | None = None) -> Rows:
+        """Standardised rows [N, ..], and what is known of the H that follow."""
+        config, horizon = self.config, self.config.horizon
+        exogenous = np.nan_to_num(filled(self._standard(values, config.exogenous)))
+        known = np.nan_to_num(filled(self._standard(values, config.future)))
+        ahead = np.zeros((horizon, len(config.future)))
+        if future is not None:
+            indices = [self.columns.index(name) for name in config.future]
+            ahead = (future - self.centre[indices]) / self.deviation[indices]
+        parts = [np.concatenate([known, ahead])]
+        if config.calendar and times is not None and self.step is not None:
+            parts.append(calendar(np.concatenate([times, times_after(times, horizon)]), self.step))
+        return Rows(self._standard(values, self.names), exogenous, np.concatenate(parts, 1))
+
+    def windows(self, rows: Rows, begin: int, end: int) -> Iterator[_Window]:
+        """The windows that end just before the rows `begin` to `end` − 1."""
+        for origins in chunks(begin, end):
+            made = [self.regressors(rows, origins, channel) for channel in range(len(self.names))]
+            features, shifts, scales = (np.stack(part, 1) for part in zip(*made, strict=True))
+            for place, origin in enumerate(origins):
+                yield int(origin), features[place], shifts[place], scales[place]
+
+    def forecast(self, features: Array, shift: Array, scale: Array) -> tuple[Array, Array]:
+        """Mean [H, C] and quantiles [H, C, Q], in the columns' units."""
+        mean, quantiles = self.standard_forecast(features, shift, scale)
+        indices = [self.columns.index(name) for name in self.names]
+        centre, deviation = self.centre[indices], self.deviation[indices]
+        return mean * deviation + centre, quantiles * deviation[:, None] + centre[:, None]
+
+    def standard_forecast(self, features: Array, shift: Array, scale: Array) -> tuple[Array, Array]:
+        """The same in standardised units."""
+        mean = self.readout.predict(features).T + shift
+        return mean, np.sort(mean[..., None] + self.offsets * scale[:, None], -1)
+
+    def adapt(self, errors: Array, scales: Array) -> None:
+        """Moves the quantiles of the errors by one step of online quantile regression."""
+        if not len(errors):
+            return
+        error = (errors / scales)[..., None]
+        levels = np.array(self.config.quantiles)
+        offsets = self.offsets[: len(errors)]
+        step = np.where(np.isnan(error), 0.0, levels - (error < offsets))
+        offsets += INTERVAL_RATE * step
+
+
+class _Errors:
+    """Sums of a backtest."""
+
+    def __init__(self, fitted: _Fitted, horizon: int) -> None:
+        columns = len(fitted.names)
+        self.fitted = fitted
+        self.windows = 0
+        self.square, self.absolute = np.zeros((horizon, columns)), np.zeros((horizon, columns))
+        self.count = np.zeros((horizon, columns))
+        self.within = 0
+
+    def add(self, fitted: _Fitted, features: Array, shift: Array, scale: Array, truth: Array) -> None:
+        mean, quantiles = fitted.standard_forecast(features, shift, scale)
+        error = mean - truth
+        known = ~np.isnan(error)
+        error = np.where(known, error, 0.0)
+        self.square += error**2
+        self.absolute += np.abs(error)
+        self.count += known
+        self.within += int(((quantiles[..., 0] <= truth) & (truth <= quantiles[..., -1])).sum())
+        self.windows += 1
+
+    def result(self, levels: tuple[float, ...]) -> Backtest:
+        fitted, count = self.fitted, np.maximum(self.count, 1)
+        indices = [fitted.columns.index(name) for name in fitted.names]
+        deviation, by_column = fitted.deviation[indices], np.maximum(self.count.sum(0), 1)
+        mae = self.absolute.sum(0) / by_column
+        total = max(1.0, float(self.count.sum()))
+        return Backtest(
+            names=fitted.names,
+            windows=self.windows,
+            mse=float(self.square.sum()) / total,
+            mae=float(self.absolute.sum()) / total,
+            mse_by_step=self.square.sum(1) / count.sum(1),
+            column_mse=self.square.sum(0) / by_column * deviation**2,
+            column_mae=mae * deviation,
+            mase=mae / np.maximum(fitted.naive, 1e-12),
+            coverage=self.within / total,
+            level=levels[-1] - levels[0],
+        )
+
+
+def _penalty(moment: Array, widths: Sequence[tuple[str, int]], value: float, summary: float | None) -> Array:
+    """Each part's ridge times the mean square of its regressors."""
+    shares: Mapping[str, float] = {
+        "values": value,
+        "summary": summary or 0.0,
+        "scale": 0.01,
+        "beside": max(value, 0.01),
+    }
+    diagonal, penalty, begin = np.diag(moment), np.empty(len(moment)), 0
+    for name, width in widths:
+        part = slice(begin, begin + width)
+        if width:
+            penalty[part] = shares[name] * max(float(diagonal[part].mean()), 1e-9)
+        begin += width
+    return penalty
+
+
+def _residual_quantiles(
+    make: Regressors, rows: Rows, boundary: int, weights: Array, levels: tuple[float, ...]
+) -> Array:
+    """[H, C, Q], quantiles of the validation errors in units of the windows' deviations."""
+    horizon, quantiles = make.spec.horizon, []
+    weights = weights.astype(np.float32)
+    for channel in range(rows.values.shape[1]):
+        errors = []
+        for origins in chunks(max(boundary, make.spec.context), len(rows.values) - horizon + 1):
+            features, shift, scale = make(rows, origins, channel)
+            truth = truths(rows, origins, channel, horizon)
+            errors.append((truth - shift[:, None] - features @ weights) / scale[:, None])
+        found = np.concatenate(errors)
+        found = found[np.isfinite(found).all(1)]
+        quantiles.append(np.quantile(found, levels, axis=0).T if len(found) else np.zeros((horizon, len(levels))))
+    return np.stack(quantiles, 1).astype(np.float64)
+
+
+def _as_table(data: Table | Array, names: tuple[str, ...] | None) -> Table:
+    """A table; numbers [N, C] become one without times."""
+    if not isinstance(data, Table):
+        values = np.asarray(data, np.float64)
+        if values.ndim != 2 or not values.shape[1]:
+            raise ShapeError(f"Forecaster: the rows have shape {list(values.shape)}; wanted [rows, columns].")
+        if np.isinf(values).any():
+            raise RangeError("Forecaster: a value is infinite; wanted finite numbers, or NaN for what is unknown.")
+        made = names or tuple(str(number) for number in range(1, values.shape[1] + 1))
+        if len(made) != values.shape[1]:
+            raise ShapeError(f"Forecaster: {values.shape[1]} columns; wanted {len(made)}: {', '.join(made)}.")
+        return Table(made, values, None, np.arange(1, len(values) + 1))
+    if names is not None and data.names != names:
+        missing = [name for name in names if name not in data.names]
+        if missing:
+            raise ShapeError(f"Forecaster: the rows have no column {missing[0]!r}; wanted {', '.join(names)}.")
+        data = data.select(names)
+    return data
+
+
+def _joined(before: Table, after: Table) -> Table:
+    """The rows of one table after those of another; their times, if both have them."""
+    times = None
+    if before.times is not None:
+        if after.times is None:
+            if len(before) < 2:
+                raise FileError("Forecaster: the new rows have no times, but those before had.")
+            after = dataclasses.replace(after, times=times_after(before.times, len(after)))
+        assert after.times is not None
+        times = np.concatenate([before.times, after.times])
+    return dataclasses.replace(
+        before,
+        values=np.concatenate([before.values, after.values]),
+        times=times,
+        lines=np.concatenate([before.lines, after.lines]),
+    )
+
+
+def _under(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
