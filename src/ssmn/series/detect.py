@@ -12,6 +12,7 @@ meaning (see `Detector`). `docs/anomalies.md` has the figures.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ def _rising(values: Sequence[int]) -> bool:
     return (
         len(values) > 0
         and all(_whole(value, 1) for value in values)
-        and all(a < b for a, b in zip(values[:-1], values[1:], strict=True))
+        and all(a < b for a, b in itertools.pairwise(values))
     )
 
 
@@ -248,10 +249,10 @@ class Detector:
         >>> from ssmn.series import Detector
         >>> hours = np.datetime64("2024-01-01T00") + np.arange(1000)
         >>> load = np.sin(np.arange(1000) * 2 * np.pi / 24) + 0.1 * np.random.default_rng(0).standard_normal(1000)
-        >>> load[700] = 0.9  # high noon at four in the morning
+        >>> load[714] = 0.9  # as high as at six in the morning, at six in the evening
         >>> found = Detector().push(load, hours)
-        >>> np.flatnonzero(found.flags).tolist(), round(float(found.scores[700]), 2)
-        ([700], 0.9)
+        >>> np.flatnonzero(found.flags).tolist(), round(float(found.scores[714]), 2)
+        ([714], 0.9)
     """
 
     def __init__(self, columns: int = 1, config: DetectorConfig | None = None) -> None:
@@ -403,7 +404,7 @@ def _hours(times: ArrayLike | None, length: int) -> list[int | None]:
     moments = np.asarray(times)
     if moments.shape != (length,) or moments.dtype.kind != "M":
         raise ShapeError(
-            f"Detector: times are {moments.dtype} {list(moments.shape)}; wanted datetime64 [{length}], one for each row."
+            f"Detector: times are {moments.dtype} {list(moments.shape)}; wanted datetime64 [{length}], one a row."
         )
     hours = moments.astype("datetime64[h]").astype(np.int64).tolist()
     return [None if unknown else hour for hour, unknown in zip(hours, np.isnat(moments).tolist(), strict=True)]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ssmn.bench.quality import distance, encoder, forgetting, frame, hops, lm, recall, second_reading, sparse
+from ssmn.bench.quality import anomalies, distance, encoder, forgetting, frame, hops, lm, recall, second_reading, sparse
 from ssmn.bench.quality import output_memory as adaptation
 from ssmn.bench.quality import shakespeare as characters
 from ssmn.bench.quality.frame import Options, Part, Result, Run, Workplace
@@ -33,6 +33,7 @@ PARTS: dict[str, Part] = {
         forgetting.PART,
         adaptation.PART,
         encoder.PART,
+        anomalies.PART,
     )
 }
 """All parts by name, in the order in which they are run."""

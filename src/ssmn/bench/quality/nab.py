@@ -1,9 +1,10 @@
 """The scoring of the Numenta Anomaly Benchmark, from its published description.
 
-Lavin and Ahmad, "Evaluating real-time anomaly detection algorithms: the Numenta Anomaly Benchmark" (2015). Each labelled
-anomaly is a window of rows. A flag in a window counts once, at its first row, and the earlier the better; a flag outside
-costs, the less the closer it follows a window; a missed window costs. With the scaled sigmoid σ(y) = 2 / (1 + exp(5 y)) − 1
-of the relative position y (−1 at a window's left end, 0 at its right end, 1 one window's width after it):
+Lavin and Ahmad, "Evaluating real-time anomaly detection algorithms: the Numenta Anomaly Benchmark" (2015). Each
+labelled anomaly is a window of rows. A flag in a window counts once, at its first row, and the earlier the better; a
+flag outside costs, the less the closer it follows a window; a missed window costs. With the scaled sigmoid
+σ(y) = 2 / (1 + exp(5 y)) − 1 of the relative position y (−1 at a window's left end, 0 at its right end, 1 one window's
+width after it):
 
     window found:    tp · σ(−(right − i + 1) / width) / σ(−1)      i: row of the first flag in it
     window missed:   −fn
