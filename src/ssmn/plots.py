@@ -155,6 +155,71 @@ def _smooth(values: Sequence[float], width: int) -> list[float]:
     return [window[len(window) // 2] for window in windows]
 
 
+def bars(values: Mapping[str, float], look: Look = Look(), x_label: str = "", ours: str = "") -> Figure:
+    """A bar for each value, the largest on top; those whose name begins with `ours` in the first colour.
+
+    Args:
+        values: By name.
+        look: Where it is to be seen.
+        x_label: Name and unit of the axis.
+        ours: The beginning of our names.
+    """
+    blue, *_ = look.colours
+    ordered = sorted(values.items(), key=lambda item: item[1])
+    with _figure(look, 1.0 + 0.32 * len(ordered)) as (figure, axes):
+        panel = axes[0, 0]
+        colours = [blue if ours and name.startswith(ours) else look.muted for name, _ in ordered]
+        drawn = panel.barh(range(len(ordered)), [value for _, value in ordered], color=colours, height=0.66)
+        panel.bar_label(drawn, [f"{value:.1f}" for _, value in ordered], padding=3, fontsize="small")
+        panel.set_yticks(range(len(ordered)), [name for name, _ in ordered])
+        panel.grid(axis="y", visible=False)
+        panel.margins(x=0.1)
+        panel.set_xlabel(x_label)
+    return figure
+
+
+def detections(
+    columns: Mapping[str, Sequence[float]],
+    scores: Sequence[float],
+    flags: Sequence[int],
+    threshold: float,
+    look: Look = Look(),
+    times: Sequence[Any] | None = None,
+) -> Figure:
+    """Series with their flagged rows marked, a panel for each, above the anomaly score and its threshold.
+
+    Args:
+        columns: The values of each series by name; NaN leaves a gap.
+        scores: The anomaly score of each row.
+        flags: Numbers of the flagged rows, from 0.
+        threshold: The score from which on rows are flagged.
+        look: Where it is to be seen.
+        times: The time of each row; None numbers the rows.
+    """
+    blue, orange, green, _ = look.colours
+    place = range(1, len(scores) + 1) if times is None else times
+    height = 1.6 * len(columns) + 2.4
+    with _figure(look, height, (len(columns) + 1, 1), sharex=True) as (figure, axes):
+        *series, score = axes[:, 0]
+        marked = [place[row] for row in flags]
+        for panel, (name, values) in zip(series, columns.items(), strict=True):
+            panel.plot(place, values, color=blue, linewidth=0.9)
+            at = [values[row] for row in flags]
+            panel.plot(marked, at, color=orange, linestyle="", marker="o", markersize=5, label="flagged")
+            panel.set_title(name)
+        if marked:
+            series[0].legend(loc="upper right", fontsize="small")
+        score.plot(place, scores, color=green, linewidth=0.9)
+        score.axhline(threshold, color=orange, linestyle="--", linewidth=1.2, label=f"threshold {threshold:g}")
+        score.set_ylim(0, 1.03)
+        score.set_title("Anomaly score")
+        score.legend(loc="upper right", fontsize="small")
+        score.set_xlabel("row" if times is None else "")
+        if times is not None:
+            score.tick_params(axis="x", rotation=25)
+    return figure
+
+
 CONDITIONS = {
     "on": "memory on",
     "reset": "emptied at the start, then on",

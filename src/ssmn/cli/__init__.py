@@ -24,6 +24,7 @@ VERBS: dict[str, str] = {
     "chat": "Talk to a text model turn by turn; its state is what it remembers.",
     "stream": "Standard input to standard output: surprise per line or byte, or predictions per row.",
     "forecast": "Forecast the next rows of a table; go on learning from new ones without a refit.",
+    "detect": "Find anomalies in a table, or in rows as they arrive: streaming scores and flags.",
     "inspect": "Look into a model while it reads: which tokens are written, and how firmly.",
     "state": "Look into saved stream states; fork, merge and compare them.",
     "bench": "Measure this machine: mixers, training, decoding, prefill, the seed's table, the long soak.",

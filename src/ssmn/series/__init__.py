@@ -1,12 +1,17 @@
-"""Tasks on tables and time series: reading tables, forecasting."""
+"""Tasks on tables and time series: reading tables, forecasting, anomalies."""
 
+from ssmn.series.detect import Detection, Detections, Detector, DetectorConfig
 from ssmn.series.forecast import Backtest, Choice, Forecast, Forecaster, ForecasterConfig
 from ssmn.series.tables import BadRow, Row, Table, TableRows, read_table, rows_from
 
 __all__ = [
-    "BadRow",
     "Backtest",
+    "BadRow",
     "Choice",
+    "Detection",
+    "Detections",
+    "Detector",
+    "DetectorConfig",
     "Forecast",
     "Forecaster",
     "ForecasterConfig",

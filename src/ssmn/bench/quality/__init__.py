@@ -12,46 +12,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ssmn.bench.quality import (
-    classical,
-    distance,
-    encoder,
-    forecasting,
-    forgetting,
-    frame,
-    hops,
-    lm,
-    recall,
-    second_reading,
-    sparse,
-)
-from ssmn.bench.quality import output_memory as adaptation
-from ssmn.bench.quality import shakespeare as characters
-from ssmn.bench.quality import system_identification as systems
+from ssmn.bench.quality import frame
 from ssmn.bench.quality.frame import Options, Part, Result, Run, Workplace
+from ssmn.bench.quality.parts import PARTS
 from ssmn.bench.registry import register
 from ssmn.bench.report import Table
 from ssmn.errors import RangeError
-
-PARTS: dict[str, Part] = {
-    part.name: part
-    for part in (
-        lm.PART,
-        second_reading.PART,
-        characters.PART,
-        recall.PART,
-        hops.PART,
-        distance.PART,
-        sparse.PART,
-        forgetting.PART,
-        adaptation.PART,
-        encoder.PART,
-        systems.PART,
-        forecasting.PART,
-        classical.PART,
-    )
-}
-"""All parts by name, in the order in which they are run."""
 
 
 @register("quality", has_floors=False)
