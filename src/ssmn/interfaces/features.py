@@ -20,7 +20,7 @@ from ssmn.config import SSMNConfig
 from ssmn.errors import ConfigError
 from ssmn.models import SSMN
 
-POOLS = ("mean", "deviation", "largest", "least", "share above 0", "last")
+POOLS = ("mean", "deviation", "largest", "least", "share above 0")
 """What `pooled` keeps of each hidden unit's course, in this order."""
 
 _STEPS_AT_ONCE = 65_536
@@ -106,20 +106,19 @@ def pooled(hidden: Tensor, mask: Tensor) -> Tensor:
 
     Args:
         hidden: [B, T, D].
-        mask: [B, T] bool, True = a step of the sequence; every row has one at least, and its steps come first.
+        mask: [B, T] bool, True = a step of the sequence; every row has one at least.
 
     Returns:
-        [B, 6 D]: for every unit the figures of `POOLS`.
+        [B, 5 D]: for every unit the figures of `POOLS`.
     """
     steps = mask.unsqueeze(-1)
     count = steps.sum(1)
     mean = (hidden * steps).sum(1) / count
     variance = ((hidden - mean.unsqueeze(1)).square() * steps).sum(1) / count
     outside = torch.finfo(hidden.dtype).max
-    last = hidden.gather(1, (count - 1).unsqueeze(-1).expand(-1, -1, hidden.shape[-1])).squeeze(1)
     return torch.cat([
         mean, (variance + 1e-8).sqrt(), hidden.masked_fill(~steps, -outside).amax(1),
-        hidden.masked_fill(~steps, outside).amin(1), ((hidden > 0) & steps).to(hidden.dtype).sum(1) / count, last,
+        hidden.masked_fill(~steps, outside).amin(1), ((hidden > 0) & steps).to(hidden.dtype).sum(1) / count,
     ], -1)  # fmt: skip
 
 
@@ -134,7 +133,7 @@ def sequence_features(model: SSMN, x: Tensor, mask: Tensor, lags: int, paces: Se
         paces: Distances between them.
 
     Returns:
-        [B, 6 D · paces].
+        [B, 5 D · paces].
     """
     opened = None if bool(mask.all()) else mask
     return torch.cat([pooled(model(delayed(x, lags, pace), mask=opened)[0], mask) for pace in paces], -1)

@@ -9,7 +9,7 @@ from ssmn.files import Tensors
 
 Array = NDArray[np.float64]
 
-STRENGTHS = tuple(10.0**power for power in np.linspace(-3, 3, 13))
+STRENGTHS = tuple(10.0**power for power in np.linspace(-3, 5, 17))
 """What `ridge="auto"` chooses from, for features of unit deviation."""
 
 

@@ -296,8 +296,8 @@ class SSMNRegressor(RegressorMixin, _Estimator):
 
     A row of a table is a vector of features, read as a sequence of one step (`layout="series"`: a series of one
     channel, a step per column). Arrays [n, T, C] and lists of arrays [T_i, C] are sequences. A vector's features are
-    itself and the stack's hidden vector; a sequence's are the hidden units' mean, deviation, largest, least, share above
-    0 and last value, for the stack reading it with delayed values at distances 1, 2, 4, ... steps.
+    itself and the stack's hidden vector; a sequence's are the hidden units' mean, deviation, largest and least value and
+    share above 0, for the stack reading it with delayed values at distances 1, 2, 4, ... steps.
 
     Args:
         hidden_dim: Width of the stack.
