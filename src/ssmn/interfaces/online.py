@@ -28,6 +28,11 @@ Rule = Literal["rls", "delta"]
 CLIP = 8.0
 """Standardised values beyond this are cut: one wild row must not move everything."""
 
+SETTLED = 30
+"""Values after which a column knows what is usual for it."""
+
+_TINY = 1e-300
+
 RESIDUALS = 512
 """Errors of one step that a forecaster keeps for its intervals."""
 
@@ -79,7 +84,8 @@ class PlasticReadout:
                 raise RangeError(f"PlasticReadout: {name}={value!r}; wanted {wanted}.")
         self.rule, self.eta, self.forget, self.ridge = rule, eta, forget, ridge
         self.weights = np.zeros((features, outputs))
-        self.inverse = np.eye(features) / ridge if rule == "rls" else np.zeros((0, 0))
+        if rule == "rls":
+            self._restart(features)
 
     def __call__(self, phi: Array) -> Array:
         """φ [..., F] to [..., K]."""
@@ -99,23 +105,31 @@ class PlasticReadout:
         gain = self.inverse @ phi
         size = self.forget / weight + float(phi @ gain)
         if size <= 0:  # rounding has made P indefinite: begin its estimate anew, the weights stay
-            self.inverse = np.eye(len(phi)) / self.ridge
+            self._restart(len(phi))
             gain = self.inverse @ phi
             size = self.forget / weight + float(phi @ gain)
-        self.weights += np.multiply.outer(gain / size, error) * (1.0 if weight == 1.0 else 1.0 / weight)
-        root = gain / math.sqrt(size)
-        self.inverse -= np.multiply.outer(root, root)
-        if self.forget < 1.0 and self.inverse.trace() < len(phi) * self.forget / self.ridge:
-            self.inverse /= self.forget
+        self.weights += np.multiply.outer(gain * (1.0 / (size * weight)), error)
+        root = gain * (1.0 / math.sqrt(size))
+        np.multiply(root[:, np.newaxis], root, out=self._square)
+        self.inverse -= self._square
+        self._trace -= float(root @ root)
+        if self.forget < 1.0 and self._trace < len(phi) * self.forget / self.ridge:
+            self.inverse *= 1.0 / self.forget
+            self._trace /= self.forget
+
+    def _restart(self, features: int) -> None:
+        """P = I / ridge."""
+        self.inverse = np.eye(features) / self.ridge
+        self._square, self._trace = np.empty_like(self.inverse), features / self.ridge
 
     def widen(self, features: int = 0, outputs: int = 0) -> None:
         """Makes room for more features and outputs, which know nothing yet."""
         self.weights = np.pad(self.weights, ((0, features), (0, outputs)))
         if features and self.rule == "rls":
-            old = len(self.inverse)
-            inverse = np.eye(old + features) / self.ridge
-            inverse[:old, :old] = self.inverse
-            self.inverse = inverse
+            known = self.inverse
+            self._restart(len(known) + features)
+            self.inverse[: len(known), : len(known)] = known
+            self._trace = float(self.inverse.trace())
 
 
 class RunningScale:
@@ -132,30 +146,38 @@ class RunningScale:
             raise RangeError(f"RunningScale: rate={rate!r}; wanted a share in (0, 1).")
         self.rate = rate
         self.count, self.mean, self.variance = np.zeros(columns), np.zeros(columns), np.zeros(columns)
+        self._is_settled = False
 
     def widen(self, columns: int) -> None:
         """Makes room for more columns."""
         for name in ("count", "mean", "variance"):
             setattr(self, name, np.pad(getattr(self, name), (0, columns)))
+        self._is_settled = False
 
     def learn(self, values: Array) -> None:
         """[columns]; NaN leaves its column alone, and a wild value counts as one at the edge of what is usual."""
-        seen = ~np.isnan(values)
+        change = values - self.mean
+        seen = change == change  # not NaN
+        if not seen.all():
+            change[~seen] = 0.0
         self.count += seen
         share = np.maximum(1.0 / np.maximum(self.count, 1.0), self.rate) * seen
-        change = np.where(seen, values - self.mean, 0.0)
-        if self.count.max(initial=0.0) > 30:
-            edge = np.where(self.count > 30, CLIP * np.sqrt(self.variance) + 1e-12 * (1 + np.abs(self.mean)), np.inf)
-            # A constant column has no edge; a level that has moved is still reached, in steps that grow.
-            change = np.where(self.variance > 0, change.clip(-edge, edge), change)
-        self.mean += share * change
-        self.variance = (1 - share) * (self.variance + share * change**2)
+        if self._is_settled:
+            # A column that has never moved has no edge. A level that has moved is reached in steps that grow.
+            edge = np.where(self.variance > 0, CLIP * np.sqrt(self.variance), np.inf)
+            change = np.minimum(np.maximum(change, -edge), edge)
+        else:
+            self._is_settled = len(values) > 0 and bool(self.count.min() > SETTLED)
+        step = share * change
+        self.mean += step
+        self.variance = (1 - share) * (self.variance + step * change)
 
     def apply(self, values: Array) -> Array:
         """Standardised, cut at ±`CLIP`; NaN and columns that never moved become 0."""
-        moved = self.variance > 0
-        scaled = (values - self.mean) / np.sqrt(np.where(moved, self.variance, 1.0))
-        return np.where(moved & ~np.isnan(values), scaled.clip(-CLIP, CLIP), 0.0)
+        scale = np.where(self.variance > 0, 1.0 / np.sqrt(self.variance + _TINY), 0.0)
+        scaled = np.minimum(np.maximum((values - self.mean) * scale, -CLIP), CLIP)
+        known = scaled == scaled
+        return scaled if known.all() else np.where(known, scaled, 0.0)
 
 
 class HiddenStream:
@@ -337,7 +359,8 @@ class OnlineForecaster:
         forget: See there.
         ridge: See there.
         norm_rate: As for `RunningScale`.
-        seed: Of the directions of exogenous features.
+        seed: Of the directions of the inputs.
+        placed: As for `Columns`: the lagged values, the latest first, then the exogenous ones.
         backend: As for `HiddenStream`.
     """
 
@@ -353,6 +376,7 @@ class OnlineForecaster:
         ridge: float = 1.0,
         norm_rate: float = 0.01,
         seed: int = 0,
+        placed: bool = False,
         backend: Literal["auto", "engine", "torch"] = "auto",
     ) -> None:
         for name, value in (("lags", lags), ("season", season)):
@@ -361,7 +385,8 @@ class OnlineForecaster:
         self.lags, self.season = lags, season
         width = model.config.hidden_dim
         self.stream = HiddenStream(model, backend)
-        self.columns = Columns(model.config.input_dim, seed, names=[_Lag(lag) for lag in range(lags)])
+        names = [_Lag(lag) for lag in range(lags)]
+        self.columns = Columns(model.config.input_dim, seed, placed=placed, names=names)
         self.scale, self.exogenous = RunningScale(1, norm_rate), RunningScale(0, norm_rate)
         self.readout = PlasticReadout(1 + width + lags, 1, rule, eta=eta, forget=forget, ridge=ridge)
         self.past: deque[float] = deque(maxlen=max(lags, season))
@@ -408,6 +433,7 @@ class OnlineForecaster:
         know about itself is not in it, so intervals are somewhat narrow while little has been seen.
         """
         kept = np.array(self.residuals or [0.0])
+        kept = kept[len(kept) // 2 :]  # the earlier ones are of a read-out that knew less
         drawn = np.random.default_rng(seed).choice(kept, (paths, horizon))
         return self._paths(horizon, xs, drawn)
 

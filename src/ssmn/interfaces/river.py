@@ -75,29 +75,29 @@ class _OnRows:
         self._stream = HiddenStream(stack, backend)
         width = 1 + stack.config.hidden_dim + len(self._columns)
         self._readout = PlasticReadout(width, self._outputs, rule, eta=eta, forget=forget, ridge=ridge)
-        self._seen: tuple[Array, Array] | None = None
+        self._seen: tuple[dict[Any, Any], Array, Array] | None = None
 
     _outputs = 1
 
     def _phi(self, x: dict[Any, Any]) -> Array:
         """The read-out's features of a row; the stack looks at it, and keeps it only when the row is learned."""
+        if self._seen is not None and self._seen[0] == x:
+            return self._seen[2]
         row = self._columns.read(x)
         if grown := len(row) - len(self._scale.mean):
             self._scale.widen(grown)
             self._readout.widen(features=grown)
-        if self._seen is not None and np.array_equal(self._seen[0], row, equal_nan=True):
-            return self._seen[1]
         scaled = self._scale.apply(row)
         hidden = self._stream.peek(self._columns.project(scaled).astype(np.float32))
         phi = np.concatenate([[1.0], hidden / math.sqrt(len(hidden)), scaled])
-        self._seen = row, phi
+        self._seen = dict(x), row, phi
         return phi
 
     def _next(self) -> None:
         """The row that was looked at has been learned."""
         assert self._seen is not None
         self._stream.keep()
-        self._scale.learn(self._seen[0])
+        self._scale.learn(self._seen[1])
         self._seen = None
 
 
