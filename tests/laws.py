@@ -63,7 +63,7 @@ def assert_identical(got: Mapping[str, Tensor], want: Mapping[str, Tensor]) -> N
     assert got.keys() == want.keys()
     for name, reference in want.items():
         assert got[name].dtype == reference.dtype, f"{name}: {got[name].dtype} instead of {reference.dtype}"
-        assert torch.equal(got[name], reference), f"{name} differs"
+        assert torch.equal(got[name].nan_to_num(99.0), reference.nan_to_num(99.0)), f"{name} differs"  # NaN = missing
 
 
 class Subject:
@@ -558,9 +558,31 @@ class ModelSubject(Subject):
         else:
             assert isinstance(config, SSMNConfig)
             made = {"x": torch.randn(batch, time, config.input_dim, generator=generator, dtype=torch.float64)}
+            made |= self._series(config, made["x"], generator)
         if self.elapsed:
             made["elapsed"] = 3 * torch.rand(batch, time, generator=generator, dtype=torch.float64)
         return {name: x.to(self.dtype) if x.is_floating_point() else x for name, x in made.items()}
+
+    @staticmethod
+    def _series(config: SSMNConfig, x: Tensor, generator: torch.Generator) -> Inputs:
+        """What a model of series is given besides, and the gaps and outliers that it must bear."""
+        shape, made = x.shape[:2], {}
+
+        def chosen(share: float, *more: int) -> Tensor:
+            return torch.rand(*shape, *more, generator=generator, dtype=torch.float64) < share
+
+        if config.normalise != "none":
+            x *= torch.where(chosen(0.02, 1), 30.0, 1.0)
+            x += 5
+        if config.readout != "none":
+            target = torch.randn(*shape, config.output_dim, generator=generator, dtype=torch.float64)
+            unknown = chosen(0.2, 1) | chosen(0.2, config.output_dim)
+            made["target"] = torch.where(unknown, torch.nan, target)
+        if config.missing == "mask":
+            x[chosen(0.1, config.input_dim) | chosen(0.1, 1)] = torch.nan
+        if config.future_dim:
+            made["future"] = torch.randn(*shape, config.future_dim, generator=generator, dtype=torch.float64)
+        return made
 
     def fresh(self, batch: int) -> StreamState:
         return self.module.init_state(batch)
@@ -616,6 +638,11 @@ _SMALL: dict[str, Any] = {
     "window_size": 7, "rope_theta": None, "update_rule": "hebbian",
 }  # fmt: skip
 
+_SERIES: dict[str, Any] = {
+    "missing": "mask", "normalise": "running", "norm_rate": 0.05, "targets": (4, 0, 4), "head": "quantile",
+    "future_dim": 2, "readout": "delta", "readout_forget": 0.02,
+}  # fmt: skip
+_RLS: dict[str, Any] = {"missing": "mask", "head": "gaussian", "readout": "rls", "readout_forget": 0.02}
 _OUTPUT: dict[str, Any] = {"output_memory": True, "output_eta": 1.5}
 
 OPS: tuple[Entry, ...] = (
@@ -638,6 +665,8 @@ LAYERS: tuple[Entry, ...] = (
 )
 MODELS: tuple[Entry, ...] = (
     _model("standard", lambda: SSMN(SSMNConfig(input_dim=5, output_dim=3, **_EVERYTHING)), elapsed=True),
+    _model("standard-series", lambda: SSMN(SSMNConfig(input_dim=5, output_dim=3, **_SERIES, **_SMALL)), elapsed=True),
+    _model("standard-rls", lambda: SSMN(SSMNConfig(input_dim=5, output_dim=3, **_RLS, **_SMALL))),
     _model("text", lambda: TextSSMN(TextSSMNConfig(vocab_size=19, semantic_encoder=True, **_EVERYTHING))),
     _model("text-untied", lambda: TextSSMN(TextSSMNConfig(vocab_size=19, tie_embeddings=False, **_SMALL))),
     _model("text-output-memory", lambda: TextSSMN(TextSSMNConfig(vocab_size=19, **_OUTPUT, **_SMALL))),

@@ -17,7 +17,9 @@ import pytest
 import ssmn.native
 from ssmn import cli
 from ssmn.cli import VERBS, main
+from ssmn.config import SSMNConfig
 from ssmn.errors import FileError
+from ssmn.models import SSMN
 from ssmn.state import StreamState
 from tiny import save_row_model, save_text_model
 
@@ -204,15 +206,30 @@ def test_stream_predicts_rows(run: Runner, row_folder: Path) -> None:
 
 def test_a_bad_row_is_named_and_the_rest_is_kept(run: Runner, row_folder: Path, tmp_path: Path) -> None:
     state = tmp_path / "rows.safetensors"
-    run("stream", "--model", row_folder, "--state", state, stdin="1,2\n3,4\nnan,1\n", code=1)
+    run("stream", "--model", row_folder, "--state", state, "--strict", stdin="1,2\n3,4\nnan,1\n", code=1)
     assert run.err.startswith("ssmn: line 3: column 1 is nan; wanted a finite number")
     assert len(run.out.splitlines()) == 3
     assert StreamState.load(state).position.item() == 2
 
 
+def test_bad_rows_are_left_out_and_reported(run: Runner, row_folder: Path) -> None:
+    out = run("stream", "--model", row_folder, stdin="1,2\nx,4\n3,4\n" + "5\n" * 7)
+    assert [row[0] for row in table(out, ",")] == ["line", "1", "3"]
+    assert run.err.startswith("left out 8 bad rows: line 2: column 1 is 'x'; wanted a number. line 4: 1 values;")
+    assert run.err.endswith("; and 3 more\n")
+
+
+def test_an_empty_row_of_a_model_with_gaps_has_no_answer(run: Runner, tmp_path: Path) -> None:
+    config = SSMNConfig(input_dim=2, output_dim=2, hidden_dim=12, num_layers=2, num_heads=2, missing="mask")
+    SSMN(config).save_pretrained(tmp_path)
+    assert run("stream", "--model", tmp_path, stdin="1,2\n,\n").splitlines()[2] == "2,,"
+    last = run("stream", "--model", tmp_path, "--jsonl", stdin="1,2\n,\n").splitlines()[1]
+    assert json.loads(last) == {"line": 2, "next_1": None, "next_2": None}
+
+
 def test_options_of_the_other_kind_are_refused(run: Runner, text_folder: Path, row_folder: Path) -> None:
     run("stream", "--model", text_folder, "--columns", "a", code=1)
-    assert "--columns and --header are for rows of numbers, but the model reads text" in run.err
+    assert "--columns, --header and --strict are for rows of numbers, but the model reads text" in run.err
     run("stream", "--model", row_folder, "--per", "byte", code=1)
     assert "--per is for text, but the model reads rows of numbers" in run.err
     run("generate", "x", "--model", row_folder, code=1)

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from ssmn import streaming
-from ssmn.config import Plasticity
+from ssmn.config import Plasticity, SSMNConfig
 from ssmn.errors import FileError, RangeError
+from ssmn.models import SSMN
 from ssmn.stream import Stream
-from ssmn.streaming import RowReader, byte_surprise, line_surprise, row_predictions, token_bits
+from ssmn.streaming import RowReader, byte_surprise, line_surprise, output_names, row_predictions, token_bits
 from ssmn.training import Tokenizer
 from tiny import row_model, text_model
 
@@ -206,17 +207,71 @@ def test_headers_and_columns(data: bytes, options: dict[str, object], names: tup
 )
 def test_bad_rows_are_refused_by_line(data: bytes, options: dict[str, object], message: str) -> None:
     with pytest.raises(FileError, match=message):
-        predictions_of(data, **options)
+        predictions_of(data, strict=True, **options)
 
 
 def test_what_came_before_a_bad_row_is_answered() -> None:
     stream = Stream(row_model())
-    results = row_predictions(stream, RowReader(io.BytesIO(b"1,2\n3,4\nnan,5\n6,7\n"), 2))
+    results = row_predictions(stream, RowReader(io.BytesIO(b"1,2\n3,4\nnan,5\n6,7\n"), 2, strict=True))
     came: list[int] = []
     with pytest.raises(FileError, match="line 3"):
         came.extend(row.line for row in results)
     assert came == [1, 2]
     assert stream.position.tolist() == [2]
+
+
+def test_bad_rows_are_left_out_and_counted() -> None:
+    bad = [b"3,nan", b"3", b"x,1", b'"3,4', b"1,\xff", b"1" * 200_000 + b",2", b"5,6,7"]
+    data = b"a,b\n1,2\n" + b"".join(row + b"\n8,9\n" for row in bad)
+    rows = RowReader(io.BytesIO(data), 2)
+    came = list(row_predictions(Stream(row_model()), rows))
+    clean = predictions_of(b"1,2\n" + b"8,9\n" * len(bad))
+    torch.testing.assert_close(torch.tensor([row.values for row in came]), torch.tensor([row.values for row in clean]))
+    assert [row.line for row in came] == [2, *range(4, 4 + 2 * len(bad), 2)]
+    assert rows.bad == len(bad)
+    assert [text.split(":")[0] for text in rows.complaints] == ["line 3", "line 5", "line 7", "line 9", "line 11"]
+
+
+def test_a_bad_row_keeps_no_answer_waiting() -> None:
+    source = Drip(b"1,2\nx,2\n3,4\n", 8)
+    results = row_predictions(Stream(row_model()), RowReader(source, 2))
+    assert next(results).line == 1
+    assert source.given == 8
+
+
+def test_rows_with_gaps_and_a_read_out_that_learns() -> None:
+    config = SSMNConfig(
+        input_dim=3, output_dim=2, targets=(2, 0), missing="mask", normalise="running", head="gaussian",
+        readout="delta", hidden_dim=12, num_layers=2, num_heads=2, window_size=5,
+    )  # fmt: skip
+    model = SSMN(config)
+    rows = RowReader(io.BytesIO(b"a,b,c\n1,2,3\n4,,6\n,nan,\n7,8,9\n"), 3, gaps=True)
+    came = list(row_predictions(Stream(model), rows))
+    x = torch.tensor([[[1.0, 2, 3], [4, torch.nan, 6], [torch.nan] * 3, [7, 8, 9]]])
+    y, _ = model(x, target=x[..., [2, 0]])
+    got = torch.tensor([row.values for row in came])
+    assert got[2].isnan().all()
+    torch.testing.assert_close(got[[0, 1, 3]], y[0].detach().flatten(1)[[0, 1, 3]])
+    without, _ = model(x)
+    assert not torch.allclose(got[3], without[0, 3].detach().flatten())
+    assert output_names(config, rows.names) == ["next_c", "next_c_std", "next_a", "next_a_std"]
+
+
+def test_names_of_outputs() -> None:
+    twice = SSMNConfig(input_dim=2, output_dim=4, targets=(1, 0, 1, 0), head="quantile", quantiles=(0.5,))
+    assert output_names(twice, "ab") == ["next_b_q0.5", "next_a_q0.5", "next2_b_q0.5", "next2_a_q0.5"]
+    assert output_names(SSMNConfig(input_dim=3, output_dim=2), "abc") == ["output_1", "output_2"]
+    assert output_names(SSMNConfig(input_dim=2, output_dim=2), "ab") == ["next_a", "next_b"]
+
+
+@pytest.mark.parametrize("name", ["static_dim", "future_dim"])
+def test_rows_bring_no_other_inputs(name: str) -> None:
+    sizes = {"input_dim": 2, "output_dim": 1, "hidden_dim": 12, "num_layers": 2, "num_heads": 2}
+    model = SSMN(SSMNConfig.from_dict({**sizes, name: 3}))
+    with pytest.raises(
+        RangeError, match=f"row_predictions: the model has {name}=3, which rows do not bring; use ssmn.S"
+    ):
+        next(row_predictions(Stream(model), RowReader(io.BytesIO(b"1,2\n"), 2)))
 
 
 def test_rows_want_a_standard_model() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,10 @@ UpdateRule = Literal["hebbian", "delta", "erase"]
 Pairing = Literal["previous", "same"]
 Initialisation = Literal["associative", "standard"]
 Backend = Literal["auto", "reference", "chunked", "native"]
+Missing = Literal["error", "mask"]
+Normalise = Literal["none", "running"]
+Head = Literal["point", "gaussian", "quantile"]
+Readout = Literal["none", "delta", "rls"]
 
 _LAYER_TYPES: set[str] = {"static", "plastic"}
 
@@ -234,12 +239,110 @@ class SSMNConfig(StackConfig):
     """Features per step that come in."""
     output_dim: int
     """Features per step that go out."""
+    missing: Missing = "error"
+    """What a NaN in the input is: `error`, or `mask`: a missing feature (the model sees 0 and a mark, and nothing
+    learns from it); a row of nothing but NaN is absent, and its elapsed time is added to the next present row's."""
+    normalise: Normalise = "none"
+    """`running`: inputs are standardised by an exponentially weighted mean and deviation per column, kept in the state,
+    and outputs are mapped back with those of the columns that they speak of."""
+    norm_rate: float = 0.01
+    """Rate of these averages in (0, 1]: plain averages until 1 / rate values were seen; level shifts are followed
+    within about 1 / rate steps."""
+    targets: tuple[int, ...] | None = None
+    """Which input column each output speaks of (repeats are fine). None = the first `output_dim`; () = of none of them:
+    outputs are never mapped back."""
+    head: Head = "point"
+    """`point`: one number per output; `gaussian`: mean and standard deviation; `quantile`: one per quantile."""
+    quantiles: tuple[float, ...] = (0.1, 0.5, 0.9)
+    """Rising shares in (0, 1), for the quantile head."""
+    static_dim: int = 0
+    """Features of a whole stream, given to every call as `static`; they are not normalised."""
+    future_dim: int = 0
+    """Features of the step that is predicted, known beforehand, given as `future`; they are not normalised."""
+    readout: Readout = "none"
+    """A plastic read-out on the last hidden vector that learns from `target` without back-propagation: `delta`
+    (normalised LMS) or `rls` (recursive least squares)."""
+    readout_eta: float = 0.5
+    """η of the rule `delta`, in [0, 1]: the share of an error that is gone when the same hidden vector comes again."""
+    readout_forget: float = 0.002
+    """Share of what the read-out has learned that is forgotten per learning step, in [0, 1)."""
+    readout_ridge: float = 0.1
+    """Ridge of the rule `rls` (> 0): so many steps' worth of evidence that the model's own output is right as it is."""
+
+    @property
+    def target_columns(self) -> tuple[int, ...]:
+        """The input column of each output; empty if the outputs speak of none."""
+        return tuple(range(self.output_dim)) if self.targets is None else self.targets
+
+    @property
+    def output_parts(self) -> int:
+        """Numbers per output: 1, 2 (mean and deviation) or one per quantile."""
+        return {"point": 1, "gaussian": 2, "quantile": len(self.quantiles)}[self.head]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As for every model; settings of what is switched off are left out.
+
+        So a model without them has the fingerprint that it had before there were such things.
+        """
+        values = super().to_dict()
+        off = {
+            "missing": self.missing == "error",
+            "normalise norm_rate": self.normalise == "none",
+            "targets": self.targets is None,
+            "head": self.head == "point",
+            "quantiles": self.head != "quantile",
+            "static_dim": not self.static_dim,
+            "future_dim": not self.future_dim,
+            "readout readout_forget": self.readout == "none",
+            "readout_eta": self.readout != "delta",
+            "readout_ridge": self.readout != "rls",
+        }
+        for names, is_off in off.items():
+            for name in names.split() if is_off else ():
+                del values[name]
+        return values
 
     def _check(self) -> None:
         super()._check()
+        owner = type(self).__name__
         for name in ("input_dim", "output_dim"):
             if getattr(self, name) < 1:
-                raise _refuse(type(self).__name__, name, getattr(self, name), "at least 1")
+                raise _refuse(owner, name, getattr(self, name), "at least 1")
+        for name in ("static_dim", "future_dim"):
+            if getattr(self, name) < 0:
+                raise _refuse(owner, name, getattr(self, name), "0 or more")
+        for name, choices in (("missing", Missing), ("normalise", Normalise), ("head", Head), ("readout", Readout)):
+            if getattr(self, name) not in get_args(choices):
+                raise _refuse(owner, name, getattr(self, name), f"one of {', '.join(get_args(choices))}")
+        self._check_targets(owner)
+        numbers = isinstance(self.quantiles, tuple) and all(isinstance(share, float) for share in self.quantiles)
+        shares = self.quantiles if numbers else ()
+        if not shares or not all(low < high for low, high in itertools.pairwise((0.0, *shares, 1.0))):
+            raise _refuse(owner, "quantiles", self.quantiles, "rising shares in (0, 1), at least one")
+        if not 0.0 < self.norm_rate <= 1.0:
+            raise _refuse(owner, "norm_rate", self.norm_rate, "a number in (0, 1]")
+        if not 0.0 <= self.readout_eta <= 1.0:
+            raise _refuse(owner, "readout_eta", self.readout_eta, "a number in [0, 1]")
+        if not 0.0 <= self.readout_forget < 1.0:
+            raise _refuse(owner, "readout_forget", self.readout_forget, "a share in [0, 1) lost per step")
+        if self.readout_ridge <= 0:
+            raise _refuse(owner, "readout_ridge", self.readout_ridge, "a positive number")
+
+    def _check_targets(self, owner: str) -> None:
+        if self.targets is not None:
+            columns = self.targets if isinstance(self.targets, tuple) else (None,)
+            good = all(type(column) is int and 0 <= column < self.input_dim for column in columns)
+            if not good or len(columns) not in (0, self.output_dim):
+                raise _refuse(
+                    owner, "targets", self.targets,
+                    f"output_dim={self.output_dim} input columns in [0, {self.input_dim - 1}], or () for none",
+                )  # fmt: skip
+        elif self.output_dim > self.input_dim and (self.normalise != "none" or self.readout != "none"):
+            raise _refuse(
+                owner, "targets", None,
+                f"the input column of each of the {self.output_dim} outputs, since there are more outputs than inputs "
+                f"(input_dim={self.input_dim}); or () if they speak of none",
+            )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -277,6 +277,47 @@ class OutputMemoryState(State):
         return self.map(torch.zeros_like)
 
 
+@register_state("front")
+@dataclass(frozen=True, eq=False, repr=False)
+class FrontState(State):
+    """What the front of a model of series remembers: how its columns lie, and time that has not been told yet.
+
+    C is the number of input columns, or 0 without normalisation.
+    """
+
+    mean: Annotated[Tensor, "B C"]
+    """[B, C], running means; together with `rest`."""
+    rest: Annotated[Tensor, "B C"]
+    """[B, C], what rounding the means left over, so that a large offset costs no precision."""
+    deviation: Annotated[Tensor, "B C"]
+    """[B, C], running standard deviations."""
+    count: Annotated[Tensor, "B C"]
+    """[B, C], values seen, up to 1 / rate."""
+    pending: Annotated[Tensor, "B"]
+    """[B], elapsed time of the absent rows since the last present one."""
+
+
+@register_state("readout")
+@dataclass(frozen=True, eq=False, repr=False)
+class ReadoutState(State):
+    """What the plastic read-out has learned, and the prediction that the next target will prove right or wrong.
+
+    F is the width of the features, the hidden vector's and a constant.
+    """
+
+    memory: Annotated[Tensor, "B F O"]
+    """[B, F, O]: by the rule `delta` the weights; by `rls` the sum of features times errors."""
+    key: Annotated[Tensor, "B F"]
+    """[B, F], the features of the last open step; zeros if there was none."""
+    prediction: Annotated[Tensor, "B O"]
+    """[B, O], the model's own output at the last open step, in normalised units."""
+    moment: Annotated[Tensor, "B F F"] | None = None
+    """[B, F, F], the sum of features times features; for the rule `rls` alone."""
+
+    def reset_memory(self) -> Self:
+        return self.map(torch.zeros_like)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class StreamState(State):
     """Everything that a model carries from one call to the next.
@@ -294,7 +335,7 @@ class StreamState(State):
     kind: ClassVar[str] = "stream"
 
     front: State | None
-    """What comes before the stack (the semantic encoder), if it has a state."""
+    """What comes before the stack (the semantic encoder, the front of series), if it has a state."""
     layers: tuple[State, ...]
     """One state per layer."""
     head: State | None
@@ -416,7 +457,8 @@ def state_from_arrays(arrays: Mapping[str, NDArray[Any]], layout: Mapping[str, A
         if kind is None:
             return None
         cls = _KINDS[kind]
-        return cls(**{name: from_numpy(arrays[f"{prefix}.{name}"]) for name in cls.specs})
+        given = {name: arrays.get(f"{prefix}.{name}") for name in cls.specs}
+        return cls(**{name: from_numpy(array) for name, array in given.items() if array is not None})
 
     return StreamState(
         front=part("front", layout["front"]),

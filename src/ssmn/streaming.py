@@ -33,6 +33,8 @@ PIECE = 1024
 """Steps that are gathered before the model takes them, if that many are there."""
 LONGEST_PIECE = 2 * PIECE
 """Steps that the model takes at once at most."""
+_COMPLAINTS = 5
+"""Bad rows of which a reader keeps what was wrong."""
 
 
 class ByteSource(Protocol):
@@ -86,7 +88,7 @@ class RowPrediction:
     line: int
     """Number of the row's line in the input, from 1."""
     values: tuple[float, ...]
-    """The model's outputs."""
+    """The model's outputs, flattened; `output_names` names them. NaN after a row that holds nothing."""
 
 
 def token_bits(
@@ -316,29 +318,50 @@ def _readable(line: bytes) -> str:
 
 
 class RowReader:
-    """Rows of numbers out of comma-separated text, checked one by one.
+    """Rows of numbers out of comma-separated text, a line each, checked one by one.
+
+    A row that is bad (too few values, no number, not UTF-8) is left out and counted, unless `strict`.
 
     Args:
         source: UTF-8 text.
         width: Numbers that each row must have.
         columns: Names (or numbers from 1) of the columns to take; None = all.
         header: Whether the first row holds names; None = look whether it is numbers.
+        gaps: Whether an empty cell or NaN is a missing value, given as NaN; else it is bad.
+        strict: Whether a bad row is an error.
 
     Raises:
-        FileError: A row has another number of values, or one that is no finite number; the message
-            has the line's number.
+        FileError: The first line does not fit; with `strict`, a row is bad; the message has the line's number.
+
+    Example:
+        >>> import io
+        >>> from ssmn.streaming import RowReader
+        >>> rows = RowReader(io.BytesIO("x,y\\n1,2\\n3,oops\\n4,5".encode()), width=2)
+        >>> list(rows), rows.bad
+        ([[1.0, 2.0], [4.0, 5.0]], 1)
     """
 
     def __init__(
-        self, source: ByteSource, width: int, *, columns: Sequence[str] | None = None, header: bool | None = None
+        self,
+        source: ByteSource,
+        width: int,
+        *,
+        columns: Sequence[str] | None = None,
+        header: bool | None = None,
+        gaps: bool = False,
+        strict: bool = False,
     ) -> None:
         self._lines = _Lines(source)
-        self._rows = csv.reader(self._text())
-        self._width = width
-        self._columns = columns
+        self._width, self._gaps, self._strict = width, gaps, strict
         self._indices: list[int] | None = None
-        self._first: list[str] | None = next(self._rows, None)
-        if self._first is not None and (header or (header is None and not all(map(_is_number, self._first)))):
+        self.line = 0
+        """Number of the line that was read last, from 1."""
+        self.bad = 0
+        """Rows that were left out."""
+        self.complaints: list[str] = []
+        """What was wrong with the first few of them."""
+        self._first: list[str] | None = self._next_row()
+        if self._first is not None and (header or (header is None and not all(map(_is_cell, self._first)))):
             names, self._first = [name.strip() for name in self._first], None
         else:
             names = [str(number) for number in range(1, len(self._first or []) + 1)]
@@ -361,38 +384,66 @@ class RowReader:
             )
 
     @property
-    def line(self) -> int:
-        """Number of the line that was read last, from 1."""
-        return self._rows.line_num
-
-    @property
     def waiting(self) -> bool:
         """Whether the next row would have to be waited for."""
         return self._first is None and self._lines.waiting
 
-    def _text(self) -> Iterator[str]:
-        for number, line in enumerate(self._lines, start=1):
-            if len(line) >= READ_BYTES:
+    def _next_row(self) -> list[str] | None:
+        """The cells of the next line that is not empty; None at the end.
+
+        Each line is parsed by itself: a stray quotation mark must not swallow the lines after it.
+        """
+        for raw in self._lines:
+            self.line += 1
+            if len(raw) >= READ_BYTES:
+                while not raw.endswith(b"\n"):  # pieces of one line
+                    raw = next(self._lines, b"\n")
                 raise FileError(
-                    f"line {number}: longer than {READ_BYTES:,} bytes; wanted rows of comma-separated numbers."
+                    f"line {self.line}: longer than {READ_BYTES:,} bytes; wanted rows of comma-separated numbers."
                 )
             try:
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+                text = raw.decode("utf-8-sig" if self.line == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 raise FileError(
-                    f"line {number}: byte {error.start + 1} is not UTF-8; wanted comma-separated text."
+                    f"line {self.line}: byte {error.start + 1} is not UTF-8; wanted comma-separated text."
                 ) from error
+            try:
+                row = next(csv.reader([text]), [])
+            except csv.Error as error:
+                raise FileError(f"line {self.line}: {error}; wanted comma-separated numbers.") from error
+            if row:
+                return row
+        return None
 
     def __iter__(self) -> Iterator[list[float]]:
         return self
 
     def __next__(self) -> list[float]:
+        while (row := self.attempt()) is None:
+            pass
+        return row
+
+    def attempt(self) -> list[float] | None:
+        """The next row, or None if it was bad; so that a reader that must not wait gets a say in between.
+
+        Raises:
+            StopIteration: There is none.
+            FileError: It is bad, and the reader is strict.
+        """
         try:
-            row, self._first = (next(self._rows) if self._first is None else self._first), None
-            while not row:
-                row = next(self._rows)
-        except csv.Error as error:
-            raise FileError(f"line {self.line}: {error}; wanted comma-separated numbers.") from error
+            row, self._first = (self._next_row() if self._first is None else self._first), None
+            if row is None:
+                raise StopIteration
+            return self._numbers(row)
+        except FileError as error:
+            if self._strict:
+                raise
+            self.bad += 1
+            if len(self.complaints) < _COMPLAINTS:
+                self.complaints.append(str(error))
+            return None
+
+    def _numbers(self, row: list[str]) -> list[float]:
         cells = row
         if self._indices is not None:
             if len(row) <= max(self._indices):
@@ -404,10 +455,10 @@ class RowReader:
 
     def _number(self, cell: str, name: str) -> float:
         try:
-            value = float(cell)
+            value = math.nan if self._gaps and not cell.strip() else float(cell)
         except ValueError:
             raise FileError(f"line {self.line}: column {name} is {cell[:40]!r}; wanted a number.") from None
-        if not math.isfinite(value):
+        if not math.isfinite(value) and not (self._gaps and math.isnan(value)):
             raise FileError(
                 f"line {self.line}: column {name} is {cell.strip()[:40]}; wanted a finite number: leave the row out, "
                 f"or fill the value in."
@@ -415,14 +466,46 @@ class RowReader:
         return value
 
 
+def output_names(config: SSMNConfig, columns: Sequence[str]) -> list[str]:
+    """What a model's outputs speak of, flattened: `next_NAME`, with `_std` or `_q0.9` for what a head adds.
+
+    The second output about a column is taken for its value after next: `next2_NAME`. Outputs that speak of no column
+    are `output_1`, `output_2`, ...
+
+    Args:
+        config: The model's.
+        columns: Names of its inputs.
+
+    Example:
+        >>> import ssmn
+        >>> from ssmn.streaming import output_names
+        >>> output_names(ssmn.SSMNConfig(input_dim=2, output_dim=1, targets=(1,), head="gaussian"), ["load", "heat"])
+        ['next_heat', 'next_heat_std']
+    """
+    speaks = config.targets is not None or config.output_dim == config.input_dim
+    chosen = config.target_columns if speaks else ()
+    names = [f"output_{number}" for number in range(1, config.output_dim + 1)]
+    if chosen:
+        ahead = [chosen[: place + 1].count(column) for place, column in enumerate(chosen)]
+        names = [f"next{'' if n == 1 else n}_{columns[column]}" for n, column in zip(ahead, chosen, strict=True)]
+    if config.head == "gaussian":
+        return [f"{name}{part}" for name in names for part in ("", "_std")]
+    if config.head == "quantile":
+        return [f"{name}_q{share:g}" for name in names for share in config.quantiles]
+    return names
+
+
 def row_predictions(
     stream: Stream, rows: RowReader, *, plasticity: Plasticity | None = None
 ) -> Iterator[RowPrediction]:
     """The model's output after each row: what it expects of the next one.
 
+    A plastic read-out learns from each row what the one before should have predicted of it, if the outputs speak of
+    input columns. Of rows that hold nothing, all that comes out is NaN.
+
     Args:
         stream: A `Stream` over an `SSMN`, one row; it moves on as results are taken.
-        rows: The input; made with `width=model.config.input_dim`.
+        rows: The input; made with `width=model.config.input_dim`, and `gaps=True` for a model with `missing="mask"`.
         plasticity: How strongly to learn and forget while reading.
 
     Returns:
@@ -430,7 +513,8 @@ def row_predictions(
         the line it names has been read and answered.
 
     Raises:
-        FileError: A row is malformed or not finite.
+        FileError: A row is bad, and the reader is strict.
+        RangeError: The model is of another kind, or needs inputs that rows do not have.
 
     Example:
         >>> import io, ssmn
@@ -440,14 +524,40 @@ def row_predictions(
         >>> [(row.line, len(row.values)) for row in row_predictions(ssmn.Stream(model), rows)]
         [(2, 1), (3, 1)]
     """
-    if not isinstance(stream.model.config, SSMNConfig):
+    config = stream.model.config
+    if not isinstance(config, SSMNConfig):
         raise RangeError("row_predictions: stream has a text model; wanted a Standard model (SSMN).")
-    numbered = ((rows.line, row) for row in rows)
-    for batch in _batches(numbered, rows, lambda _: 1):
+    for name in ("static_dim", "future_dim"):
+        if getattr(config, name):
+            raise RangeError(
+                f"row_predictions: the model has {name}={getattr(config, name)}, which rows do not bring; "
+                f"use ssmn.Stream and its push."
+            )
+    columns = list(config.target_columns)
+    for attempts in _batches(_numbered(rows), rows, lambda _: 1):
+        batch = [(line, row) for line, row in attempts if row is not None]
+        if not batch:
+            continue
         x = torch.tensor([[row for _, row in batch]])
-        outputs = stream.push(x, plasticity=plasticity)[0]
+        learns = config.readout != "none" and bool(columns)
+        options = {"target": x[..., columns]} if learns else {}
+        outputs = stream.push(x, plasticity=plasticity, **options)[0].flatten(1)
+        outputs = torch.where(x[0].isnan().all(-1, keepdim=True), torch.nan, outputs)
         for (line, _), values in zip(batch, outputs.tolist(), strict=True):
             yield RowPrediction(line, tuple(values))
+
+
+def _numbered(rows: RowReader) -> Iterator[tuple[int, list[float] | None]]:
+    while True:
+        try:
+            row = rows.attempt()
+        except StopIteration:
+            return
+        yield rows.line, row
+
+
+def _is_cell(cell: str) -> bool:
+    return not cell.strip() or _is_number(cell)
 
 
 def _is_number(cell: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -42,6 +43,9 @@ def command(
             "--header/--no-header", help="Rows: whether the first holds names; looked for if neither is given."
         ),
     ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Rows: stop at a bad one in place of leaving it out.")
+    ] = False,
     preset: options.Preset = None,
     frozen: options.Frozen = False,
     eta: options.Eta = None,
@@ -55,8 +59,9 @@ def command(
     """Read standard input as one endless stream; write surprise (text) or predictions (rows).
 
     A text model gives the surprise, in bits, of every line or byte. A Standard model takes rows of
-    comma-separated numbers and gives its output after each of them: what it expects next. Memory is
-    constant however long the input is, and results come out as the input comes in.
+    comma-separated numbers and gives its output after each of them: what it expects next. Bad rows are
+    left out, and reported at the end. Memory is constant however long the input is, and results come out
+    as the input comes in.
 
     \b
     Example:
@@ -67,17 +72,18 @@ def command(
     options.use_threads(threads)
     settings = options.plasticity(preset, frozen, eta, eta_scale, decay, decay_scale, write_threshold)
     loaded = options.load(model, output_memory)
-    if loaded.config.kind == "text" and (columns is not None or header is not None):
+    if loaded.config.kind == "text" and (columns is not None or header is not None or strict):
         raise RangeError(
-            "stream: --columns and --header are for rows of numbers, but the model reads text; leave them out."
+            "stream: --columns, --header and --strict are for rows of numbers, but the model reads text; "
+            "leave them out."
         )
     if loaded.config.kind != "text" and per != "line":
         raise RangeError("stream: --per is for text, but the model reads rows of numbers; leave it out.")
     stream = options.open_stream(loaded, state)
 
-    from ssmn.streaming import RowReader, byte_surprise, line_surprise, row_predictions
+    from ssmn.streaming import RowReader, byte_surprise, line_surprise, output_names, row_predictions
 
-    source = FlushingInput()
+    source, rows = FlushingInput(), None
     records: Iterable[Mapping[str, Any]]
     if loaded.config.kind == "text":
         tokenizer = options.load_tokenizer(model, cast("TextSSMN", loaded))
@@ -89,10 +95,9 @@ def command(
     else:
         config = cast("SSMN", loaded).config
         chosen = None if columns is None else [name.strip() for name in columns.split(",")]
-        rows = RowReader(source, config.input_dim, columns=chosen, header=header)
-        names = [f"next_{name}" for name in rows.names]
-        if config.output_dim != config.input_dim:
-            names = [f"output_{number}" for number in range(1, config.output_dim + 1)]
+        gaps = config.missing == "mask"
+        rows = RowReader(source, config.input_dim, columns=chosen, header=header, gaps=gaps, strict=strict)
+        names = output_names(config, rows.names) if rows.names else []
         records = (_row_record(result, names) for result in row_predictions(stream, rows, plasticity=settings))
         separator = ","
     try:
@@ -101,6 +106,9 @@ def command(
         # What has been answered has been learned, also when the input turned bad or the reader left.
         if state is not None:
             stream.save(state)
+        if rows is not None and rows.bad:
+            more = f"; and {rows.bad - len(rows.complaints)} more" if rows.bad > len(rows.complaints) else ""
+            print(f"left out {rows.bad} bad rows: {' '.join(rows.complaints)}{more}", file=sys.stderr)
 
 
 def _line_record(result: LineSurprise) -> dict[str, Any]:
@@ -118,7 +126,7 @@ def _byte_record(result: ByteSurprise) -> dict[str, Any]:
 
 
 def _row_record(result: RowPrediction, names: list[str]) -> dict[str, Any]:
-    values = (float(f"{value:.7g}") for value in result.values)
+    values = (None if math.isnan(value) else float(f"{value:.7g}") for value in result.values)
     return {"line": result.line, **dict(zip(names, values, strict=True))}
 
 
@@ -135,5 +143,5 @@ def _write(records: Iterable[Mapping[str, Any]], jsonl: bool, separator: str) ->
 def _cell(value: object) -> str:
     """A cell that holds no separator: tabs and the like in a text are written as escapes."""
     if not isinstance(value, str):
-        return str(value)
+        return "" if value is None else str(value)
     return value.replace("\\", "\\\\").replace("\t", "\\t").replace("\r", "\\r")

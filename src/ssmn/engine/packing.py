@@ -132,6 +132,8 @@ def pack(source: Source, dtype: str, threads: int) -> Packed:
     unknown = [kind for kind in config.layer_types if kind not in _KINDS]
     if unknown:
         raise ConfigError(f"Engine: layer_types has {unknown[0]!r}; the engine runs {' and '.join(_KINDS)} layers.")
+    if isinstance(config, SSMNConfig):
+        _refuse_series(config)
     layers = (EngineLayer * config.num_layers)()
     sizes = _sizes(config, dtype, threads)
     sizes.layers = layers
@@ -147,6 +149,24 @@ def pack(source: Source, dtype: str, threads: int) -> Packed:
     weights.finish()
     sizes.arena = packed.arena.ctypes.data
     return packed
+
+
+def _refuse_series(config: SSMNConfig) -> None:
+    plain = {
+        "missing": "error",
+        "normalise": "none",
+        "head": "point",
+        "static_dim": 0,
+        "future_dim": 0,
+        "readout": "none",
+    }
+    for name, value in plain.items():
+        came = getattr(config, name)
+        if came != value:
+            raise ConfigError(
+                f"Engine: {name}={came!r}; the engine runs models with {name}={value!r} alone: use the model's own "
+                f"step, or ssmn.Stream(model) with backend='torch'."
+            )
 
 
 def _sizes(config: StackConfig, dtype: str, threads: int) -> EngineSizes:

@@ -6,14 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ssmn.config import Plasticity
 from ssmn.layers.checks import check_setting
+from ssmn.layers.constant import touched, with_untouched
 from ssmn.layers.gates import DEFAULT, setting
 from ssmn.ops.common import state_dtype
 from ssmn.ops.output import output_memory
-from ssmn.ops.segments import bounds_of
 from ssmn.state import OutputMemoryState
 
 _KEY_EPS = 1e-12
@@ -118,27 +117,5 @@ class OutputMemory(nn.Module):
         if logits.requires_grad:
             corrected = logits + (corrected - logits.detach())
         if state is not None and state.memory.requires_grad:
-            after = _with_untouched(after, state, _touched(batch, time, mask, reset, cu_seqlens, logits.device))
+            after = with_untouched(after, state, touched(batch, time, mask, reset, cu_seqlens, logits.device))
         return corrected, after
-
-
-def _touched(
-    batch: int, time: int, mask: Tensor | None, reset: Tensor | None, cu_seqlens: Tensor | None, device: torch.device
-) -> Tensor:
-    """[N] bool: the streams that have an open step or a reset."""
-    steps = torch.ones(batch, time, dtype=torch.bool, device=device) if mask is None else mask
-    steps = steps if reset is None else steps | reset
-    counts = functional.pad(steps.reshape(-1).cumsum(0), (1, 0))
-    bounds = bounds_of(batch, time, cu_seqlens, device)
-    return counts[bounds[1:]] > counts[bounds[:-1]]
-
-
-def _with_untouched(after: OutputMemoryState, before: OutputMemoryState, touched: Tensor) -> OutputMemoryState:
-    """The rows of `before` where nothing happened: a gradient passes through them."""
-    old = before.named_tensors()
-    return after.with_tensors(
-        {
-            name: torch.where(touched.reshape(-1, *[1] * (new.dim() - 1)), new, old[name])
-            for name, new in after.named_tensors().items()
-        }
-    )

@@ -28,6 +28,8 @@ class Stack(nn.Module):
     """Front, blocks, head: everything a model needs except what goes in and what comes out."""
 
     config_class: ClassVar[type[StackConfig]]
+    per_step: ClassVar[tuple[str, ...]] = ("mask", "reset", "elapsed")
+    """Options of `forward` that have a time axis, which `step` takes without it."""
 
     def __init__(self, config: StackConfig) -> None:
         super().__init__()
@@ -113,7 +115,7 @@ class Stack(nn.Module):
         Returns:
             (y [B, output], state).
         """
-        per_step = {name: options[name] for name in ("mask", "reset", "elapsed") if options.get(name) is not None}
+        per_step = {name: options[name] for name in self.per_step if options.get(name) is not None}
         for name, value in {"x": x, **per_step}.items():
             if not isinstance(value, Tensor) or value.dim() == 0:
                 came = "a tensor without axes" if isinstance(value, Tensor) else type(value).__name__

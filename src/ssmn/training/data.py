@@ -229,7 +229,7 @@ def to_tensor(steps: np.ndarray) -> Tensor:
 def read_table(file: Path) -> np.ndarray:
     """Numbers of a CSV file `[rows, columns]` float32; a first row of names is skipped.
 
-    Columns that do not hold a number in the first data row (dates, names) are left out.
+    An empty cell is NaN. Columns whose first cell with content is no number (dates, names) are left out.
 
     Raises:
         FileError: Not a table of numbers; the row is named.
@@ -245,16 +245,26 @@ def _parse_table(file: Path, reader: Iterator[list[str]]) -> np.ndarray:
     rows = [(number, row) for number, row in enumerate(reader, start=1) if row]
     if rows and not any(_is_number(cell) for cell in rows[0][1]):
         rows = rows[1:]
-    columns = [i for i, cell in enumerate(rows[0][1]) if _is_number(cell)] if rows else []
+    columns = _numeric_columns([row for _, row in rows])
     if not columns:
         raise FileError(f"{file}: has no row of numbers; wanted comma-separated numbers, a row per step.")
     table = np.empty((len(rows), len(columns)), dtype=np.float32)
     for index, (number, row) in enumerate(rows):
         try:
-            table[index] = [float(row[column]) for column in columns]
+            table[index] = [float(row[column].strip() or "nan") for column in columns]
         except (IndexError, ValueError):
             raise FileError(f"{file}: row {number} is {','.join(row)!r}; wanted numbers as in the first row.") from None
     return table
+
+
+def _numeric_columns(rows: list[list[str]]) -> list[int]:
+    """Columns whose first cell that is not empty is a number."""
+    chosen = []
+    for column in range(len(rows[0]) if rows else 0):
+        cells = (row[column] for row in rows if column < len(row) and row[column].strip())
+        if _is_number(next(cells, "")):
+            chosen.append(column)
+    return chosen
 
 
 def _is_number(cell: str) -> bool:

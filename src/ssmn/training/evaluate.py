@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ssmn.config import Plasticity
+from ssmn.config import Plasticity, SSMNConfig, StackConfig
 from ssmn.errors import RangeError
-from ssmn.models import TextSSMN
+from ssmn.layers.heads import Prediction
+from ssmn.models import SSMN, TextSSMN
 from ssmn.models.stack import Stack
 from ssmn.state import StreamState
 from ssmn.training.data import to_tensor
+from ssmn.training.losses import prediction_loss
 from ssmn.training.tasks import Batch, Task
 from ssmn.training.tokenizer import Tokenizer
 
@@ -32,7 +34,7 @@ class StreamScore:
     """How well a model predicted one stream, read once from its start.
 
     Attributes:
-        loss: Mean loss per step: nats for tokens, squared error for vectors.
+        loss: Mean loss per step: nats for tokens, the head's loss in normalised units for vectors.
         steps: Predicted steps.
         target_bytes: Bytes that the predicted tokens stand for; 0 for vectors.
         seconds: Time taken.
@@ -51,7 +53,7 @@ class StreamScore:
 
 def outputs_of(
     model: Stack, batch: Batch, state: StreamState | None = None, **options: Any
-) -> tuple[Tensor, StreamState]:
+) -> tuple[Tensor | Prediction, StreamState]:
     """A batch through a model; of a text model only the logits that count, since the others cost the most.
 
     Args:
@@ -61,8 +63,11 @@ def outputs_of(
         **options: The model's.
 
     Returns:
-        (output `[B, T, O]`, or `[N, vocab]` at the N counted positions in order; state).
+        (logits `[B, T, vocab]`, or `[N, vocab]` at the N counted positions in order, or the prediction of a model of
+        series; state).
     """
+    if isinstance(model, SSMN):
+        return model.predict(batch.inputs, state, **options)
     if batch.mask is None or not isinstance(model, TextSSMN):
         return model(batch.inputs, state, **options)
     if model.output_memory is not None:  # it learns at every step
@@ -72,24 +77,28 @@ def outputs_of(
     return model.logits(hidden[batch.mask]), after
 
 
-def loss_of(output: Tensor, batch: Batch) -> Tensor:
-    """Mean over the counted positions, in float32: cross-entropy in nats, or squared error.
+def loss_of(output: Tensor | Prediction, batch: Batch) -> Tensor:
+    """Mean over the counted positions, in float32: cross-entropy in nats, squared error, or a prediction's own loss.
 
     Args:
-        output: Logits `[B, T, vocab]` or vectors `[B, T, O]`, or either at the counted positions alone, `[N, O]`.
+        output: Logits `[B, T, vocab]` or vectors `[B, T, O]`, or either at the counted positions alone, `[N, O]`; or a
+            prediction.
         batch: Its targets and mask.
 
     Returns:
         A scalar.
     """
+    if isinstance(output, Prediction):
+        return prediction_loss(output, batch.targets, batch.mask)
     output, targets = _counted(output, batch)
     if targets.is_floating_point():
         return functional.mse_loss(output.float(), targets)
     return functional.cross_entropy(output.float().flatten(0, -2), targets.flatten())
 
 
-def measures_of(output: Tensor, batch: Batch) -> dict[str, tuple[float, int]]:
+def measures_of(output: Tensor | Prediction, batch: Batch) -> dict[str, tuple[float, int]]:
     """Sums and counts behind a task's figures: right answers, or squared errors since the last switch."""
+    output = output.points() if isinstance(output, Prediction) else output
     if not batch.targets.is_floating_point():
         output, targets = _counted(output, batch)
         right = output.argmax(-1) == targets
@@ -187,8 +196,8 @@ def evaluate_stream(
     begun, state, total = time.perf_counter(), None, 0.0
     for start in range(0, len(steps) - 1, piece_length):
         piece = to_tensor(steps[start : start + piece_length + 1]).unsqueeze(0)
-        batch = Batch(piece[:, :-1], piece[:, 1:], None, "stream")
-        output, state = model(batch.inputs, state, plasticity=plasticity)
+        batch = Batch(piece[:, :-1], targets_of(model.config, piece[:, 1:]), None, "stream")
+        output, state = outputs_of(model, batch, state, plasticity=plasticity)
         total += loss_of(output, batch).item() * batch.inputs.shape[1]
     return StreamScore(
         loss=total / (len(steps) - 1),
@@ -196,6 +205,13 @@ def evaluate_stream(
         target_bytes=0 if tokenizer is None else int(tokenizer.byte_lengths[steps[1:]].sum()),
         seconds=time.perf_counter() - begun,
     )
+
+
+def targets_of(config: StackConfig, steps: Tensor) -> Tensor:
+    """What a model is to say about steps `[B, T]` or `[B, T, F]`: of vectors the columns that it speaks of."""
+    if isinstance(config, SSMNConfig) and config.targets:
+        return steps[..., list(config.targets)]
+    return steps
 
 
 def _counted(output: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -28,11 +28,12 @@ from ssmn import native
 from ssmn.config import StackConfig, TextSSMNConfig
 from ssmn.errors import MissingExtraError, TrainingError
 from ssmn.files import atomic_write, read_file, write_file
+from ssmn.layers.heads import Prediction
 from ssmn.models import SSMN, TextSSMN
 from ssmn.models.stack import Stack
 from ssmn.state import StreamState
 from ssmn.training.data import Corpus, StreamBatches, read_text, shuffled, text_files
-from ssmn.training.evaluate import evaluate_stream, evaluate_task, loss_of, measures_of, outputs_of
+from ssmn.training.evaluate import evaluate_stream, evaluate_task, loss_of, measures_of, outputs_of, targets_of
 from ssmn.training.heap import kept_heap
 from ssmn.training.muon import Muon
 from ssmn.training.settings import DataConfig, OptimisationConfig, TrainConfig, differences, to_toml
@@ -233,7 +234,7 @@ class _Trainer:
         self.products = _BfloatProducts() if is_low else contextlib.nullcontext()
         self.optimizers = _optimizers(self.named, settings)
 
-    def advance(self, batch: Batch) -> tuple[Tensor, Tensor, float, float]:
+    def advance(self, batch: Batch) -> tuple[Tensor | Prediction, Tensor, float, float]:
         """One optimizer step; returns the output, the loss, the gradient's norm and the learning rate."""
         rate = self.settings.rate(self.step)
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
@@ -261,12 +262,14 @@ class _Trainer:
         return output.detach(), loss.detach(), norm, rate
 
     def _check_data(self, batch: Batch) -> None:
-        if batch.inputs.is_floating_point() and not bool(
-            batch.inputs.isfinite().all() & batch.targets.isfinite().all()
-        ):
+        if not batch.inputs.is_floating_point():
+            return
+        has_gaps = isinstance(self.model, SSMN) and self.model.config.missing == "mask"
+        data = (batch.inputs, batch.targets)
+        if not all(bool((~x.isinf() if has_gaps else x.isfinite()).all()) for x in data):
             raise TrainingError(
-                f"train: the data of step {self.step + 1} is not finite (in {batch.source}); fill the gaps in or "
-                f"leave the rows out. The last checkpoint is kept."
+                f"train: the data of step {self.step + 1} is not finite (in {batch.source}); fill the gaps in, leave "
+                f"the rows out, or let model.missing='mask' (for NaN). The last checkpoint is kept."
             )
 
     def _check_finite(self, what: str, value: float, batch: Batch) -> None:
@@ -324,12 +327,22 @@ def _open_source(config: TrainConfig, folder: Path, resume: bool, corpora: tuple
         sizes = {"kind": "text", "vocab_size": tokenizer.vocab_size}
     else:
         columns = corpus.steps.shape[1]
-        sizes = {"kind": "standard", "input_dim": columns, "output_dim": columns}
+        sizes = {
+            "kind": "standard",
+            "input_dim": columns,
+            "output_dim": len(config.model.get("targets", ())) or columns,
+        }
     batches = StreamBatches(
         corpus, settings.batch_size, settings.piece_length, settings.fresh_rate, config.seed, settings.carried_pieces
     )
+    model_config = config.model_config(**sizes)
+
+    def batch(step: int) -> Batch:
+        made = batches.batch(step)
+        return dataclasses.replace(made, targets=targets_of(model_config, made.targets))
+
     return _Source(
-        batch=batches.batch,
+        batch=batch,
         model_settings=sizes,
         digest=hashlib.sha256(corpus.steps.tobytes()).hexdigest(),
         tokenizer=tokenizer,
@@ -455,7 +468,9 @@ class _Window:
         self.loss = self.nats = 0.0
         self.tokens = self.bytes = 0
 
-    def add(self, step: int, batch: Batch, output: Tensor, loss: float, norm: float, rate: float) -> Progress:
+    def add(
+        self, step: int, batch: Batch, output: Tensor | Prediction, loss: float, norm: float, rate: float
+    ) -> Progress:
         count = batch.inputs.shape[0] * batch.inputs.shape[1]
         self.loss += loss
         self.nats += loss * count
