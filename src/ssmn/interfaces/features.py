@@ -66,12 +66,23 @@ def random_stack(
 def hidden_map(model: SSMN) -> SSMN:
     """A copy of a trained model whose output is its last hidden vector [B, T, D]; the model stays as it is.
 
+    Its head and its plastic read-out are left out: what reads the hidden vector takes their place.
+
     Raises:
-        ConfigError: `model` is no `SSMN`.
+        ConfigError: `model` is no `SSMN`, or one that scales or masks its inputs itself, or wants further ones.
     """
     if not isinstance(model, SSMN):
-        raise ConfigError(f"hidden_map: model is {type(model).__name__}; wanted an ssmn.SSMN, or None for a random one.")
-    copy = SSMN(dataclasses.replace(model.config, output_dim=model.config.hidden_dim)).to(model.input.weight.dtype)
+        raise ConfigError(f"model is {type(model).__name__}; wanted an ssmn.SSMN, or None for a random one.")
+    config = model.config
+    for name, wanted in (("missing", "error"), ("normalise", "none"), ("static_dim", 0), ("future_dim", 0)):
+        if getattr(config, name) != wanted:
+            raise ConfigError(
+                f"model has {name}={getattr(config, name)!r}; wanted {wanted!r}: inputs come here scaled and complete."
+            )
+    plain = dataclasses.replace(
+        config, output_dim=config.hidden_dim, head="point", readout="none", targets=None
+    )  # fmt: skip
+    copy = SSMN(plain).to(model.input.weight.dtype)
     weights = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("output.")}
     copy.load_state_dict(weights, strict=False)
     return _with_hidden_output(copy)

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from ssmn.bench.quality import distance, encoder, forgetting, frame, hops, lm, recall, second_reading, sparse
+from ssmn.bench.quality import classification as sequences
 from ssmn.bench.quality import output_memory as adaptation
 from ssmn.bench.quality import shakespeare as characters
+from ssmn.bench.quality import updates as row_by_row
 from ssmn.bench.quality.frame import Options, Part, Result, Run, Workplace
 from ssmn.bench.registry import register
 from ssmn.bench.report import Table
@@ -33,6 +35,8 @@ PARTS: dict[str, Part] = {
         forgetting.PART,
         adaptation.PART,
         encoder.PART,
+        sequences.PART,
+        row_by_row.PART,
     )
 }
 """All parts by name, in the order in which they are run."""
