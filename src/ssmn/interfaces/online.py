@@ -196,6 +196,7 @@ class HiddenStream:
 
     def _start(self, state: StreamState | None) -> None:
         self._engine: Engine | None = None
+        self._fans: Engine | None = None
         if self.asked != "torch":
             try:
                 self._engine = Engine(self.model)
@@ -236,8 +237,13 @@ class HiddenStream:
             self._engine, self._ahead = self._ahead, self._engine
 
     def fan(self, count: int) -> Fan:
-        """`count` copies of the stream that go their own ways."""
-        return Fan(self, count)
+        """`count` copies of the stream that go their own ways, until the next fan of as many is asked for."""
+        if self._engine is None:
+            return Fan(self.model, count, self._state, None)
+        if self._fans is None or self._fans.streams != count:
+            self._fans = self._engine.sibling(count)
+        self._fans.take(self._engine)
+        return Fan(self.model, count, None, self._fans)
 
     def __getstate__(self) -> dict[str, Any]:
         """Plain arrays: copies of equal streams are equal byte for byte, which torch's own pickles are not."""
@@ -260,13 +266,9 @@ class HiddenStream:
 class Fan:
     """Copies of a stream, stepped side by side."""
 
-    def __init__(self, source: HiddenStream, count: int) -> None:
-        self._model, self._engine = source.model, None
-        if source._engine is None:
-            self._state = source._state.select([0] * count)
-        else:
-            self._engine = source._engine.sibling(count)
-            self._engine.take(source._engine)
+    def __init__(self, model: SSMN, count: int, state: StreamState | None, engine: Engine | None) -> None:
+        self._model, self._engine = model, engine
+        self._state = None if state is None else state.select([0] * count)
 
     def step(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """[count, input_dim] to [count, D]."""
