@@ -188,6 +188,26 @@ class Engine:
             self._bind()
             return self.streams - 1
 
+    def take(self, other: Engine, stream: int = 0) -> None:
+        """Makes every stream of this engine a copy of one of a sibling's, its plasticity included.
+
+        Args:
+            other: An engine that `sibling` made of this one, or that this one was made of.
+            stream: The stream of the other engine.
+
+        Raises:
+            StateError: `other` is no sibling.
+            RangeError: It has no such stream.
+        """
+        if not isinstance(other, Engine) or other._lock is not self._lock:
+            raise StateError("take: other is no sibling of this engine; make it with engine.sibling().")
+        with self._owned():
+            stream = check_stream("take", stream, other.streams)
+            mine, theirs = self._streams, other._streams
+            mine.numbers[: mine.count] = theirs.numbers[stream]
+            mine.positions[: mine.count] = theirs.positions[stream]
+            mine.learning[: mine.count] = theirs.learning[stream]
+
     def reset(self, stream: int = 0) -> None:
         """Makes a stream fresh; its plasticity stays."""
         with self._owned():

@@ -1,5 +1,6 @@
 """Training and evaluation: tokenizer, data, tasks, settings, the loop, and the figures."""
 
+from ssmn.training.datasets import Piece, StreamDataset, Window, WindowDataset
 from ssmn.training.evaluate import StreamScore, evaluate_stream, evaluate_task
 from ssmn.training.examine import Figure, examine
 from ssmn.training.loop import Progress, TrainResult, build_model, train
@@ -11,13 +12,17 @@ __all__ = [
     "TASKS",
     "Batch",
     "Figure",
+    "Piece",
     "Progress",
+    "StreamDataset",
     "StreamDecoder",
     "StreamScore",
     "Task",
     "Tokenizer",
     "TrainConfig",
     "TrainResult",
+    "Window",
+    "WindowDataset",
     "build_model",
     "evaluate_stream",
     "evaluate_task",
