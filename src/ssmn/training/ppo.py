@@ -132,8 +132,9 @@ class PPOResult:
         interrupted: Whether Ctrl-C or the callback ended it early.
         ends: [N] environment steps done when each episode ended.
         returns: [N] its return, undiscounted and unscaled.
-        steps_per_second: Of this call, with the updates; `collected_per_second` without them.
-        collected_per_second: Environments and policy alone.
+        speeds: Environment steps of this call per second: `whole`, and `collected` (environments and policy alone,
+            no updates); and both per second of processor time, all threads together, as `processor` and
+            `processor_collected`.
     """
 
     agent: Agent
@@ -141,8 +142,7 @@ class PPOResult:
     interrupted: bool
     ends: NDArray[np.int64]
     returns: NDArray[np.float64]
-    steps_per_second: float
-    collected_per_second: float
+    speeds: dict[str, float]
 
 
 def ssmn_core(
@@ -252,7 +252,7 @@ class Agent(nn.Module):
         self.policy, self.value = _head(features, size, 0.01), _head(features, 1, 1.0)
 
     def forward(self, x: Tensor, state: Any, first: Tensor) -> tuple[Tensor, Tensor, Any]:
-        """[B, T, input_dim], state, [B, T] to (what `Distribution` takes [B, T, A], value [B, T], state)."""
+        """[B, T, input_dim], state, [B, T] to (what `distribution` takes [B, T, A], value [B, T], state)."""
         hidden, state = self.core(x, state, reset=first)
         return self.policy(hidden), self.value(hidden).squeeze(-1), state
 
@@ -370,8 +370,7 @@ def train(
         if path is not None:
             run.save(path)
         return PPOResult(
-            agent, run.step, run.step < config.steps, np.array(run.ends, np.int64), np.array(run.returns),
-            *run.speeds(),
+            agent, run.step, run.step < config.steps, np.array(run.ends, np.int64), np.array(run.returns), run.speeds()
         )  # fmt: skip
 
 
@@ -480,7 +479,7 @@ class _Run:
         self.step, self.ends, self.returns = 0, [], []
         self.recent: deque[float] = deque(maxlen=100)
         self.reward_scale = np.array([0.0, 0.0, 0.0])  # count, mean and variance of the discounted returns
-        self.seconds = [0.0, 0.0]
+        self.seconds = np.zeros((2, 2))  # of the rollouts and of everything; by the clock and of the processor
         self.first_step = 0
 
     def begin(self) -> None:
@@ -495,25 +494,26 @@ class _Run:
 
     def advance(self) -> Progress:
         """A rollout and its update."""
-        config, begun = self.config, time.perf_counter()
+        config, begun = self.config, _clocks()
         done = min(1.0, self.step / config.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * (1 - 0.9 * done)
         rollout = self._collect()
-        collected = time.perf_counter()
+        collected = _clocks()
         entropy, value_loss, kl = self._update(rollout, config.entropy * (1 - done))
-        self.seconds[0] += collected - begun
-        self.seconds[1] += time.perf_counter() - begun
-        whole, alone = self.speeds()
+        self.seconds += np.stack([collected - begun, _clocks() - begun])
+        speeds = self.speeds()
+        whole, alone = speeds["whole"], speeds["collected"]
         return Progress(
             self.step, config.steps, len(self.returns), float(np.mean(self.recent)) if self.recent else math.nan,
             entropy, value_loss, kl, whole, alone, max(0, config.steps - self.step) / whole,
         )  # fmt: skip
 
-    def speeds(self) -> tuple[float, float]:
-        """Steps per second of this call, with the updates and without."""
-        done = self.step - self.first_step
-        return done / max(self.seconds[1], 1e-9), done / max(self.seconds[0], 1e-9)
+    def speeds(self) -> dict[str, float]:
+        """As `PPOResult.speeds`."""
+        names = ("collected", "processor_collected", "whole", "processor")
+        seconds = self.seconds.flatten().clip(min=1e-9)
+        return dict(zip(names, ((self.step - self.first_step) / seconds).tolist(), strict=True))
 
     @torch.no_grad()
     def _collect(self) -> _Rollout:
@@ -660,6 +660,10 @@ def load_agent(
         )
     agent.load_state_dict(_under("agent.", {name: torch.from_numpy(array) for name, array in arrays.items()}))
     return agent
+
+
+def _clocks() -> NDArray[np.float64]:
+    return np.array([time.perf_counter(), time.process_time()])
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from ssmn.bench.quality import distance, encoder, forgetting, frame, hops, lm, recall, second_reading, sparse
 from ssmn.bench.quality import output_memory as adaptation
+from ssmn.bench.quality import reinforcement as control
 from ssmn.bench.quality import shakespeare as characters
 from ssmn.bench.quality.frame import Options, Part, Result, Run, Workplace
 from ssmn.bench.registry import register
@@ -33,6 +34,7 @@ PARTS: dict[str, Part] = {
         forgetting.PART,
         adaptation.PART,
         encoder.PART,
+        control.PART,
     )
 }
 """All parts by name, in the order in which they are run."""
