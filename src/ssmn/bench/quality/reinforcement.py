@@ -65,8 +65,9 @@ def runs(options: Options) -> Generator[Run, Result | None, None]:
 
 def _run(game: str, core: str, rate: float, seed: int, options: Options) -> Run:
     steps = LONG_STEPS if game == LONG_GAME else STEPS
+    passes = {"epochs": 1, "minibatches": 2} if options.quick else {"epochs": 4, "minibatches": 8}
     recipe = {
-        "steps": 128 if options.quick else steps, "rollout": 64, "epochs": 4, "minibatches": 8, "learning_rate": rate,
+        "steps": 128 if options.quick else steps, "rollout": 64, **passes, "learning_rate": rate,
         "gae_lambda": GAMES.get(game, 0.5), "entropy": 0.01, "seed": seed,
     }  # fmt: skip
     settings = {
@@ -198,7 +199,7 @@ def _place(run: Result) -> tuple[Any, ...]:
     settings = run["settings"]
     recipe = settings["recipe"]
     return ([*GAMES, LONG_GAME].index(settings["game"]), CORES.index(settings["core"]), recipe["seed"],
-            recipe["learning_rate"])  # fmt: skip
+            -recipe["learning_rate"])  # fmt: skip
 
 
 def _spread(values: list[float]) -> str:
