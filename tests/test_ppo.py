@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-gymnasium = pytest.importorskip("gymnasium", reason='the extra "rl" is not installed')
+pytest.importorskip("gymnasium", reason='the extra "rl" is not installed')
 
+import gymnasium
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.utils import batch_space
@@ -142,6 +143,20 @@ def test_the_update_sees_what_the_rollout_saw() -> None:
     torch.testing.assert_close(log_probs, rollout.log_probs, rtol=1e-4, atol=1e-5)
 
 
+def test_the_engine_takes_the_same_steps() -> None:
+    core: Any = SMALL(3, 6)
+    _, state = core(torch.randn(4, 5, 3))
+    packed, plain = ppo._steps(core, state), ppo._Steps(core, state)
+    if not isinstance(packed, ppo._EngineSteps):
+        pytest.skip("there is no C library")
+    for step in range(3):
+        x, first = torch.randn(4, 3), np.array([False, step == 1, False, step == 2])
+        torch.testing.assert_close(packed(x, first), plain(x, first), rtol=1e-4, atol=1e-5)
+    rows = np.array([2, 1])
+    for name, tensor in packed.select(rows).named_tensors().items():
+        torch.testing.assert_close(tensor, plain.select(rows).named_tensors()[name], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["ssmn", "gru", "lstm"])
 def test_it_learns_to_remember(kind: Any) -> None:
     def core(input_dim: int, output_dim: int) -> Any:
@@ -211,7 +226,7 @@ def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
                   discount=0.5), out=tmp_path, resume=True)  # fmt: skip
     with pytest.raises(TrainingError, match=r"core.input.weight is \[16, 4\] in .* but \[16, 8\] in this agent"):
         ppo.load_agent(tmp_path, SMALL, spaces.Discrete(7), Recall(4).single_action_space)
-    with pytest.raises(TrainingError, match="has no ppo.safetensors to resume"):
+    with pytest.raises(TrainingError, match=r"has no ppo\.safetensors to resume"):
         ppo.train(SMALL, Recall(4), settings, out=tmp_path / "other", resume=True)
 
 

@@ -26,9 +26,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ssmn.config import SSMNConfig
-from ssmn.errors import ConfigError, MissingExtraError, RangeError, TrainingError
+from ssmn.engine import Engine
+from ssmn.errors import BackendError, ConfigError, MissingExtraError, RangeError, TrainingError
 from ssmn.files import read_file, write_file
 from ssmn.models import SSMN
+from ssmn.state import StreamState
 from ssmn.training.cores import RecurrentCore
 from ssmn.training.heap import kept_heap
 from ssmn.training.loop import interruptible
@@ -254,7 +256,11 @@ class Agent(nn.Module):
     def forward(self, x: Tensor, state: Any, first: Tensor) -> tuple[Tensor, Tensor, Any]:
         """[B, T, input_dim], state, [B, T] to (what `distribution` takes [B, T, A], value [B, T], state)."""
         hidden, state = self.core(x, state, reset=first)
-        return self.policy(hidden), self.value(hidden).squeeze(-1), state
+        return *self.heads(hidden), state
+
+    def heads(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """[..., features] to (what `distribution` takes [..., A], value [...])."""
+        return self.policy(hidden), self.value(hidden).squeeze(-1)
 
     def distribution(self, output: Tensor) -> torch.distributions.Distribution:
         """The policy: categorical over `Discrete` actions, independent normal over `Box`."""
@@ -468,6 +474,48 @@ class _Rollout:
         return found
 
 
+class _Steps:
+    """The core one step at a time, in all rows, during a rollout."""
+
+    def __init__(self, core: RecurrentCore, state: Any) -> None:
+        self.core, self.state = core, state
+
+    def __call__(self, x: Tensor, first: NDArray[np.bool_]) -> Tensor:
+        """[B, input_dim] and [B] to [B, features]."""
+        y, self.state = self.core(x.unsqueeze(1), self.state, reset=torch.from_numpy(first).unsqueeze(1))
+        return y[:, 0]
+
+    def select(self, rows: NDArray[np.int64]) -> Any:
+        """The states of some rows."""
+        return self.state.select(rows.tolist())
+
+
+class _EngineSteps(_Steps):
+    """The same by the engine, in a tenth of the time; it has the weights as they are now."""
+
+    def __init__(self, core: SSMN, state: StreamState) -> None:
+        self.rows = np.arange(state.batch_size)
+        self.engine = Engine(core, streams=state.batch_size)
+        for row in self.rows.tolist():
+            self.engine.set_state(row, state.select([row]))
+
+    def __call__(self, x: Tensor, first: NDArray[np.bool_]) -> Tensor:
+        for row in np.flatnonzero(first).tolist():
+            self.engine.reset(row)
+        return torch.from_numpy(self.engine.step(x.numpy()).copy())
+
+    def select(self, rows: NDArray[np.int64]) -> StreamState:
+        return StreamState.merge([self.engine.get_state(row) for row in rows.tolist()])
+
+
+def _steps(core: RecurrentCore, state: Any) -> _Steps:
+    """By the engine where it can run the core."""
+    if isinstance(core, SSMN):
+        with contextlib.suppress(BackendError, ConfigError):
+            return _EngineSteps(core, state)
+    return _Steps(core, state)
+
+
 class _Run:
     """The agent, its optimizer, the environments and everything that a checkpoint holds."""
 
@@ -519,11 +567,11 @@ class _Run:
     def _collect(self) -> _Rollout:
         agent, envs, before = self.agent, self.envs, self.state
         columns: dict[str, list[Tensor]] = {field.name: [] for field in dataclasses.fields(_Rollout)[:9]}
+        steps, rows = _steps(agent.core, before), np.arange(envs.num_envs)
         for _ in range(self.config.rollout):
             x = agent.observations(self.seen, self.first, learn=True)
             first = torch.from_numpy(self.first)
-            output, values, self.state = agent(x.unsqueeze(1), self.state, first.unsqueeze(1))
-            output, values = output[:, 0], values[:, 0]
+            output, values = agent.heads(steps(x, self.first))
             actions = agent.sample(output, self.generator)
             log_probs = agent.distribution(output).log_prob(actions)
             self.seen, rewards, terminated, truncated, info = envs.step(agent.to_environment(actions))
@@ -532,7 +580,7 @@ class _Run:
             self._note(rewards, ended)
             rewards = torch.from_numpy(rewards / self._unit(rewards, ended)).float()
             if self.same_step and (truncated & ~terminated).any():
-                rewards = rewards + self.config.discount * self._left(info, truncated & ~terminated)
+                rewards = rewards + self.config.discount * self._left(info, truncated & ~terminated, steps)
             # In the same step the next observation is of another episode; in the next step it is still of this one.
             is_over = ended if self.same_step else terminated & ~self.void
             step = (x, first, actions, log_probs, values, rewards, is_over, ended, self.void)
@@ -540,9 +588,9 @@ class _Run:
                 column.append(value if isinstance(value, Tensor) else torch.from_numpy(value))
             none = np.zeros_like(ended)
             self.first, self.void = (ended, none) if self.same_step else (self.void, ended)
-        x = agent.observations(self.seen, self.first).unsqueeze(1)
-        _, value, _ = agent(x, self.state, torch.from_numpy(self.first).unsqueeze(1))
-        return _Rollout(**{n: torch.stack(c, 1) for n, c in columns.items()}, last_value=value[:, 0], state=before)
+        self.state = steps.select(rows)
+        _, value = agent.heads(steps(agent.observations(self.seen, self.first), self.first))
+        return _Rollout(**{n: torch.stack(c, 1) for n, c in columns.items()}, last_value=value, state=before)
 
     def _note(self, rewards: NDArray[np.float64], ended: NDArray[np.bool_]) -> None:
         self.step += len(rewards)
@@ -564,13 +612,13 @@ class _Run:
         self.discounted[ended] = 0
         return math.sqrt(variance + 1e-8)
 
-    def _left(self, info: dict[str, Any], rows: NDArray[np.bool_]) -> Tensor:
+    def _left(self, info: dict[str, Any], rows: NDArray[np.bool_], steps: _Steps) -> Tensor:
         """[B], the value of where a truncated episode was stopped; 0 elsewhere."""
         chosen = np.flatnonzero(rows)
         final = np.stack([info["final_obs"][row] for row in chosen])
         x = self.agent.observations(final, np.zeros(len(chosen), dtype=bool)).unsqueeze(1)
         open_ = torch.zeros(len(chosen), 1, dtype=torch.bool)
-        _, value, _ = self.agent(x, self.state.select(chosen.tolist()), open_)
+        _, value, _ = self.agent(x, steps.select(chosen), open_)
         return torch.zeros(len(rows)).index_put((torch.from_numpy(chosen),), value[:, 0])
 
     def _update(self, rollout: _Rollout, entropy_weight: float) -> tuple[float, float, float]:

@@ -96,7 +96,7 @@ class _Cards(Game):
         into[row] = deck[::-1]  # dealt from the end
 
     def _begin(self, rows: NDArray[np.bool_]) -> None:
-        for row in np.flatnonzero(rows):
+        for row in np.flatnonzero(rows).tolist():
             self._shuffle(self.cards, row)
         self.dealt = 1
 
@@ -147,7 +147,7 @@ class CountRecall(_Cards):
         self.questions = self._empty()
 
     def _begin(self, rows: NDArray[np.bool_]) -> None:
-        for row in np.flatnonzero(rows):
+        for row in np.flatnonzero(rows).tolist():
             self._shuffle(self.cards, row)
             self._shuffle(self.questions, row)
         self.dealt = 1
@@ -174,7 +174,7 @@ class PositionOnlyCartPole(Game):
         self.steps = np.zeros(num_envs, np.int64)
 
     def _begin(self, rows: NDArray[np.bool_]) -> None:
-        for row in np.flatnonzero(rows):
+        for row in np.flatnonzero(rows).tolist():
             self.state[:, row] = self.generators[row].uniform(-0.05, 0.05, size=4)
         self.steps[rows] = 0
 
@@ -190,7 +190,7 @@ class PositionOnlyCartPole(Game):
         gain = push - 0.05 * spin * cosine / 1.1
         self.state = np.stack([x + 0.02 * speed, speed + 0.02 * gain, angle + 0.02 * turning, turning + 0.02 * spin])
         self.steps += 1
-        terminated = (np.abs(self.state[[0, 2]]) > self.limits[:, None]).any(0)
+        terminated = np.any(np.abs(self.state[[0, 2]]) > self.limits[:, None], axis=0)
         return np.full(self.num_envs, 1 / self.length), terminated, self.steps >= self.length
 
 

@@ -168,8 +168,9 @@ def tables(finished: Mapping[str, Result]) -> list[Table]:
         "steps/s", "collected/s",
     ]  # fmt: skip
     note = (
-        "mean return: of the last 256 episodes of the training, of its best rollout (POPGym's MMER), of 256 fresh episodes with the "
-        "likeliest actions; environment steps per second of processor time, with the updates and without"
+        "mean return: of the last 256 episodes of the training, of its best rollout (POPGym's MMER), of 256 fresh "
+        "episodes with the likeliest actions; environment steps per second of processor time, with the updates and "
+        "without"
     )
     means_of = []
     for (game, core), chosen in groups.items():

@@ -117,7 +117,8 @@ class SSMNPolicy(RecurrentActorCriticPolicy):
         memory = FlatSSMN(SSMNConfig.from_dict({**settings, "input_dim": self.features_dim}))
         self.lstm_actor: Any = memory.to(self.device)
         self.lstm_hidden_state_shape = (1, 1, memory.hidden_size)
-        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
+        make: Any = self.optimizer_class
+        self.optimizer = make(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
 
     def _latent(self, features: Tensor, pair: Any, episode_starts: Tensor) -> tuple[Tensor, Pair]:
         return self.lstm_actor(features, pair, episode_starts)
