@@ -60,12 +60,13 @@ class TestTorchrl:
         from torchrl.modules import ProbabilisticActor
 
         module: Any = rl.SSMNModule(model(), in_key="observation", out_key="features")
-        env = TransformedEnv(GymEnv("CartPole-v1"), Compose(InitTracker(), module.make_tensordict_primer()))
+        make: Any = GymEnv
+        env = TransformedEnv(make("CartPole-v1"), Compose(InitTracker(), module.make_tensordict_primer()))
         env.set_seed(3)
         head: Any = TensorDictModule(torch.nn.Linear(6, 2), in_keys=["features"], out_keys=["logits"])
         actor = ProbabilisticActor(
             TensorDictSequential(module, head), in_keys=["logits"], out_keys=["action"],
-            distribution_class=torch.distributions.OneHotCategorical, spec=env.action_spec,
+            distribution_class=torch.distributions.OneHotCategorical, return_log_prob=True, spec=env.action_spec,
         )  # fmt: skip
         return module, env, actor
 
@@ -101,7 +102,6 @@ class TestTorchrl:
         from torchrl.objectives.value import GAE
 
         module, env, actor = parts
-        actor.return_log_prob = True
         head: Any = TensorDictModule(torch.nn.Linear(6, 1), in_keys=["features"], out_keys=["state_value"])
         value = TensorDictSequential(module, head)
         advantage = GAE(gamma=0.99, lmbda=0.95, value_network=value, deactivate_vmap=True)

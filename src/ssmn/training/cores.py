@@ -63,7 +63,7 @@ class GatedCore(nn.Module):
         >>> core = GatedCore.of_size("gru", 3, 5, parameters=1000)
         >>> y, state = core(torch.randn(2, 7, 3), reset=torch.rand(2, 7) < 0.3)
         >>> y.shape, state.hidden.shape
-        (torch.Size([2, 7, 5]), torch.Size([2, 11]))
+        (torch.Size([2, 7, 5]), torch.Size([2, 12]))
     """
 
     def __init__(self, kind: GatedKind, input_dim: int, output_dim: int, hidden_dim: int) -> None:

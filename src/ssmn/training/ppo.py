@@ -62,7 +62,7 @@ class PPOConfig:
     minibatches: int = 4
     """Updates per pass; each takes some of the rows over the whole rollout."""
     learning_rate: float = 1e-3
-    """Of Adam at the start, annealed to a tenth of it."""
+    """Of Adam (AMSGrad: Reddi et al., 2018) at the start, annealed to a tenth of it."""
     discount: float = 0.99
     """γ per step."""
     gae_lambda: float = 0.95
@@ -410,8 +410,7 @@ def progress_bar() -> Iterator[Callable[[Progress], None]]:
 
     Example:
         >>> from ssmn.training import ppo
-        >>> with ppo.progress_bar() as show:
-        ...     pass  # ppo.train(..., on_rollout=show)
+        >>> bar = ppo.progress_bar()  # with bar as show: ppo.train(..., on_rollout=show)
     """
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import Progress as Bar
@@ -522,7 +521,9 @@ class _Run:
     def __init__(self, agent: Agent, envs: VectorEnv[Any, Any, Any], config: PPOConfig) -> None:
         self.agent, self.envs, self.config = agent, envs, config
         self.same_step = _resets_in_same_step(envs)
-        self.optimizer = torch.optim.Adam(agent.parameters(), lr=config.learning_rate, eps=1e-5)
+        # Once a task is solved its gradients fade, and so would Adam's estimate of their size: one rare mistake then
+        # moves every weight by several learning rates at once. The largest estimate so far does not fade (AMSGrad).
+        self.optimizer = torch.optim.Adam(agent.parameters(), lr=config.learning_rate, eps=1e-5, amsgrad=True)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.step, self.ends, self.returns = 0, [], []
         self.recent: deque[float] = deque(maxlen=100)
@@ -674,7 +675,7 @@ class _Run:
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         self.agent.load_state_dict(_under("agent.", tensors))
         for name, weight in self.agent.named_parameters():
-            keys = ("step", "exp_avg", "exp_avg_sq")
+            keys = ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
             self.optimizer.state[weight] = {key: tensors[f"optimizer.{key}.{name}"] for key in keys}
         self.generator.set_state(tensors["random"])
         self.reward_scale = arrays["reward_scale"]
