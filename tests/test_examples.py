@@ -26,6 +26,11 @@ def row(output: str, beginning: str) -> list[float]:
     return found
 
 
+def balance_from_positions(output: str) -> None:
+    (memory,), (none,) = row(output, "steps upright, with memory"), row(output, "steps upright, without memory")
+    assert memory > 1.5 * none
+
+
 def engine(output: str) -> None:
     assert "position 70," in output
     assert "equal to the bit: True" in output
@@ -76,6 +81,7 @@ def tune_the_memory(output: str) -> None:
 
 
 CASES: dict[Callable[[str], None], dict[str, Any]] = {
+    balance_from_positions: {"steps": 20_000},
     engine: {"steps": 70},
     follow_a_system: {"steps": 40},
     fork_and_rollback: {},
@@ -95,6 +101,8 @@ def test_every_example_has_a_check() -> None:
 @pytest.mark.parametrize("check", CASES, ids=lambda check: check.__name__)
 def test_example(check: Callable[[str], None], capsys: pytest.CaptureFixture[str]) -> None:
     path = EXAMPLES / f"{check.__name__}.py"
+    if "gymnasium" in path.read_text(encoding="utf-8"):
+        pytest.importorskip("gymnasium", reason='the extra "rl" is not installed')
     assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST
     spec = importlib.util.spec_from_file_location(f"example_{path.stem}", path)
     assert spec is not None and spec.loader is not None

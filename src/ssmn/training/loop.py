@@ -418,7 +418,7 @@ def _run(
     on_step: Callable[[Progress], bool | None] | None,
 ) -> TrainResult:
     settings, figures = config.train, {}
-    with _Log(folder, trainer.step, settings.tensorboard) as log, _interruptible() as interrupted:
+    with _Log(folder, trainer.step, settings.tensorboard) as log, interruptible() as interrupted:
         window = _Window(trainer.step, settings.steps)
         while trainer.step < settings.steps and not interrupted.is_set():
             batch = source.batch(trainer.step)
@@ -535,7 +535,7 @@ def _step_of(line: str) -> float:
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[threading.Event]:
+def interruptible() -> Iterator[threading.Event]:
     """Within the block the first Ctrl-C sets the event, and a second one interrupts as usual."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
