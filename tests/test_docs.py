@@ -195,7 +195,6 @@ def test_streaming_manual_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert names["loss"].isfinite()
 
 
-<<<<<<< HEAD
 def test_online_learning_manual_runs() -> None:
     names: dict[str, Any] = {}
     try:
@@ -203,7 +202,8 @@ def test_online_learning_manual_runs() -> None:
             exec(compile(program, f"docs/online-learning.md, block {number}", "exec"), names)
     finally:
         torch.set_grad_enabled(True)
-=======
+
+
 def test_control_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for library in ("gymnasium", "torchrl", "sb3_contrib"):
         pytest.importorskip(library, reason='the extra "rl" is not installed')
@@ -213,7 +213,6 @@ def test_control_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         for number, program in enumerate(blocks(ROOT / "docs" / "control.md", "python"), start=1):
             exec(compile(program, f"docs/control.md, block {number}", "exec"), names)
     assert names["actions"].shape == (1,)
->>>>>>> rl
 
 
 def test_hugging_face_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
