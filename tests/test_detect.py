@@ -14,6 +14,7 @@ from ssmn.errors import ConfigError, FileError, RangeError, ShapeError
 from ssmn.files import read_file, write_file
 from ssmn.series import Detector, DetectorConfig
 from ssmn.series.detect import _Column
+from test_docs import ROOT, blocks
 
 SMALL = DetectorConfig(threshold=0.02, warm_up=30, half_life=200.0, refractory=7, scales=(1, 5))
 
@@ -103,6 +104,7 @@ def test_the_memory_is_the_delta_rule_with_the_hour_as_key() -> None:
             k, k, v, eta=eta[None, :, None], log_decay=torch.zeros(1, 400, 1).double(), rule="delta",
             output_final_state=True, backend="reference",
         )  # fmt: skip
+        assert final is not None
         np.testing.assert_allclose(final[0, 0, :, 0].numpy(), memory, atol=1e-12)
 
 
@@ -202,3 +204,12 @@ def test_refusals() -> None:
     with pytest.raises(RangeError, match="row 1, column 0 is infinite; wanted finite numbers, or NaN"):
         detector.push([[0.0, 1.0], [math.inf, 0.0]])
     assert detector.rows == 0
+
+
+def test_the_page_on_anomalies_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (program,) = blocks(ROOT / "docs" / "anomalies.md", "python")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(program, "docs/anomalies.md", "exec"), {})
+    assert capsys.readouterr().out == "[1083] 0.65\nFalse 0\nTrue\n"

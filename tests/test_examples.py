@@ -80,6 +80,12 @@ def tune_the_memory(output: str) -> None:
     assert "bit-identical: True" in output
 
 
+def watch_sensors(output: str) -> None:
+    flagged = [line.split()[1] for line in output.splitlines() if " score " in line]
+    assert flagged[0] == "temperature" and "load" in flagged
+    assert len(set(re.findall(r"([\d,]+) bytes of state", output))) == 1
+
+
 CASES: dict[Callable[[str], None], dict[str, Any]] = {
     balance_from_positions: {"steps": 20_000},
     engine: {"steps": 70},
@@ -90,6 +96,7 @@ CASES: dict[Callable[[str], None], dict[str, Any]] = {
     packed_and_padded: {},
     train_on_a_stream: {"steps": 60},
     tune_the_memory: {},
+    watch_sensors: {},
 }
 """What to look for in the output of the example of the same name, and the settings that make it quick."""
 

@@ -91,7 +91,7 @@ def half_space_trees(stream: nab.Labelled, window: int, trees: int) -> Floats:
     found = np.zeros(len(stream.values))
     for row, value in enumerate(stream.values.tolist()):
         low, high = min(low, value), max(high, value)
-        scaled = {"value": (value - low) / (high - low) if high > low else 0.5}
+        scaled: Any = {"value": (value - low) / (high - low) if high > low else 0.5}
         found[row] = model.score_one(scaled)
         model.learn_one(scaled)
     return found
