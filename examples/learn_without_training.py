@@ -4,8 +4,6 @@ Two sensors with offsets of their own, whose rule changes half way. Before every
 the reading then teaches it. No weight ever changes; what is learned is part of the stream's state.
 """
 
-from pathlib import Path
-
 import torch
 
 import ssmn
@@ -47,12 +45,13 @@ def main(picture: str | None = None) -> None:
     if picture is not None:
         from matplotlib.figure import Figure
 
-        axes = Figure(figsize=(7, 3)).subplots()
+        figure = Figure(figsize=(7, 3), layout="constrained")
+        axes = figure.subplots()
         for name, error in errors.items():
             axes.semilogy(error.unfold(0, 10, 1).mean(1), label=name)
         axes.set(xlabel="step", ylabel="squared error / noise", title="the rule changes at step 300")
         axes.legend()
-        axes.figure.savefig(Path(picture))
+        figure.savefig(picture)
 
 
 if __name__ == "__main__":

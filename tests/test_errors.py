@@ -485,7 +485,9 @@ def test_standard_model() -> None:
     for bad in (torch.nan, torch.inf):
         spoilt = x.clone()
         spoilt[1, 3, 2] = bad
-        words = "SSMN: x is not finite at row 1, step 3; drop the step with mask=, or fill the value in."
+        words = (
+            "SSMN: x is not finite at row 1, step 3; drop the step with mask=, or fill the value in; or make the model…"
+        )
         refused(RangeError, words, lambda spoilt=spoilt: model(spoilt))
         mask = torch.ones(B, T).bool()
         mask[1, 3] = False

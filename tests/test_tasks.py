@@ -11,6 +11,7 @@ from torch import Tensor
 from ssmn.errors import ConfigError
 from ssmn.training import TASKS, Batch, Task
 from ssmn.training.settings import task_from_dict
+from ssmn.training.tasks import LinearSystem
 
 SMALL: dict[str, dict[str, object]] = {
     "copy": {"length": 5},
@@ -178,10 +179,10 @@ def test_the_linear_system_obeys_its_rule_between_its_switches() -> None:
 
 
 def test_the_linear_system_has_the_variance_and_the_noise_that_it_says() -> None:
-    batch = TASKS["system"](dim=5, length=60, switch_after=10_000, noise=0.05).batch(0, batch_size=400)
+    batch = LinearSystem(dim=5, length=60, switch_after=10_000, noise=0.05).batch(0, batch_size=400)
     last = batch.targets[:, -20:]
     assert last.var().item() == pytest.approx(1.0, abs=0.1)
-    one = TASKS["system"](dim=2, length=4000, switch_after=10**6, noise=0.05).batch(0, batch_size=1)
+    one = LinearSystem(dim=2, length=4000, switch_after=10**6, noise=0.05).batch(0, batch_size=1)
     x, y = one.inputs[0].double(), one.targets[0].double()
     rest = y - x @ torch.linalg.lstsq(x, y).solution
     assert rest.var().item() == pytest.approx(0.05, rel=0.1)

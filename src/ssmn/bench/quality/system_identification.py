@@ -40,17 +40,18 @@ BINS = (0, 8, 16, 32, 64, 128)
 RATES = (2e-3, 4e-3, 8e-3)
 BATCHES, ROWS = 4, 32
 
+_RLS = [
+    'model.readout="rls"', 'model.readout_features="inputs"', "model.readout_forget=0.05", "model.readout_ridge=0.003",
+]  # fmt: skip
+_STATIC = 'model.layer_types=["static","static","static"]'
+
 KINDS: dict[str, list[str]] = {
     "ssmn": [],
-    "ssmn, rls read-out": [
-        'model.readout="rls"',
-        'model.readout_features="inputs"',
-        "model.readout_forget=0.05",
-        "model.readout_ridge=0.003",
-    ],
+    "ssmn, rls read-out": _RLS,
+    "rls read-out, no memory": [*_RLS, _STATIC, "train.steps=150"],
     "hebbian": ['model.update_rule="hebbian"'],
-    "window only": ['model.layer_types=["static","static","static"]'],
-    "full attention": ['model.layer_types=["static","static","static"]', "model.window_size=512"],
+    "window only": [_STATIC],
+    "full attention": [_STATIC, "model.window_size=512"],
     "GRU": ['model.layer_types=["static","gru","static"]'],
 }
 """The trained models: changes of the shipped configuration `system`. All have as many parameters as the first."""
