@@ -4,8 +4,8 @@ from ssmn.series.forecast import Backtest, Choice, Forecast, Forecaster, Forecas
 from ssmn.series.tables import BadRow, Row, Table, TableRows, read_table, rows_from
 
 __all__ = [
-    "BadRow",
     "Backtest",
+    "BadRow",
     "Choice",
     "Forecast",
     "Forecaster",

@@ -122,11 +122,12 @@ def _ours(train: Array, season: int, horizon: int, *, learn: bool) -> Callable[[
 def _ets(train: Array, season: int, horizon: int) -> Callable[[Array], Array]:
     from statsmodels.tsa.exponential_smoothing.ets import ETSModel
 
+    seasons = (None, "add", "mul") if season > 1 else (None,)
     forms = [
         {"error": error, "trend": trend, "damped_trend": damped, "seasonal": seasonal,
          "seasonal_periods": season if seasonal else None}
         for error, (trend, damped), seasonal in itertools.product(
-            ("add", "mul"), ((None, False), ("add", False), ("add", True)), (None, "add", "mul") if season > 1 else (None,)
+            ("add", "mul"), ((None, False), ("add", False), ("add", True)), seasons
         )
         if train.min() > 0 or (error == "add" and seasonal != "mul")
     ]  # fmt: skip
