@@ -17,7 +17,7 @@ import pytest
 import torch
 import typer
 
-from ssmn.cli import VERBS, app_for
+from ssmn.cli import VERBS, app_for, main
 from ssmn.training import TrainConfig, settings_for, shipped_configs
 
 ROOT = Path(__file__).parents[1]
@@ -234,6 +234,19 @@ def test_engine_manual_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for number, program in enumerate(blocks(ROOT / "docs" / "engine.md", "python"), start=1):
         exec(compile(program, f"docs/engine.md, block {number}", "exec"), names)
     assert names["engine"].streams == 4
+
+
+def test_time_series_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    page = ROOT / "docs" / "timeseries.md"
+    for number, program in enumerate(blocks(page, "python"), start=1):
+        exec(compile(program, f"docs/timeseries.md, block {number}", "exec"), names)
+    assert names["table"].gaps() == [] and names["table"].season == 24
+    assert names["frozen"].windows == len(names["new"]) - 23
+    for words in (words for line in typed(page) for words in calls(line, "ssmn")):
+        assert main([*words, *(["--steps", "0"] if "--update" not in words else [])]) == 0
+    assert (tmp_path / "next.csv").exists() and (tmp_path / "forecast.png").exists()
 
 
 USAGE = {

@@ -56,6 +56,12 @@ def learn_without_training(output: str) -> None:
         assert learning < 1.5 < frozen / 4
 
 
+def forecast_and_learn(output: str) -> None:
+    frozen, learning = row(output, "frozen"), row(output, "learning")
+    assert learning[-1] < 0.9 * frozen[-1]
+    assert output.count("   (") == 4
+
+
 def memory_in_your_model(output: str) -> None:
     assert row(output, "pieces equal")[0] <= 1e-5
     assert "key projection: True" in output
@@ -92,6 +98,7 @@ CASES: dict[Callable[[str], None], dict[str, Any]] = {
     follow_a_system: {"steps": 40},
     fork_and_rollback: {},
     learn_without_training: {},
+    forecast_and_learn: {"hours": 1500},
     memory_in_your_model: {},
     packed_and_padded: {},
     train_on_a_stream: {"steps": 60},

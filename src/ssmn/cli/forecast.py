@@ -19,7 +19,7 @@ from ssmn.errors import FileError, RangeError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ssmn.series import Forecast, Forecaster, Table
+    from ssmn.series import Backtest, Forecast, Forecaster, Table
 
 _TESTED_SHARE = 0.2
 _PAST_DRAWN = 3
@@ -138,7 +138,8 @@ def _fit(forecaster: Forecaster, table: Table, model: Path, console: Console, *,
         tested = 0
     first, last = table[: len(table) - tested], table[len(table) - tested :]
     training = model.with_name(f"{model.name}.training")
-    console.print(f"Fitting on {len(first):,} rows of {', '.join(table.names)}.", highlight=False, soft_wrap=True)
+    names = ", ".join(forecaster.config.targets or table.names)
+    console.print(f"Fitting on {len(first):,} rows for {names}.", highlight=False, soft_wrap=True)
     try:
         with Display(console, quiet=quiet, title="network") as display:
             forecaster.fit(first, folder=training, on_step=display.show)
@@ -156,16 +157,18 @@ def _fit(forecaster: Forecaster, table: Table, model: Path, console: Console, *,
         for learn, name in ((False, "frozen"), (True, "learning")):
             with _bar(console, f"test, {name}", len(last)) as show:
                 result = forecaster.backtest(last, learn=learn, on_step=show)
-            console.print(
-                f"{name:>8}: {result.windows:,} windows, mean squared error {result.mse:.4f}, absolute {result.mae:.4f} "
-                f"(in deviations), MASE {result.mase.mean():.3f}, {100 * result.coverage:.0f} % of truths in the "
-                f"{100 * result.level:.0f} % interval",
-                highlight=False,
-                soft_wrap=True,
-            )
+            console.print(f"{name:>8}: {_told(result)}", highlight=False, soft_wrap=True)
         forecaster.update(last)
         forecaster.save(model)
     console.print(f"Saved in {model}.", highlight=False)
+
+
+def _told(result: Backtest) -> str:
+    return (
+        f"{result.windows:,} windows, mean squared error {result.mse:.4f}, absolute {result.mae:.4f} (in deviations), "
+        f"MASE {result.mase.mean():.3f}, {100 * result.coverage:.0f} % of truths in the {100 * result.level:.0f} % "
+        "interval"
+    )
 
 
 def _new_rows(forecaster: Forecaster, table: Table, data: Path) -> Table:

@@ -67,7 +67,8 @@ class WindowSpec:
 class Regressors:
     """Makes φ of windows: [values − shift | summary · s | s, 1 | further inputs | known ahead].
 
-    s is the deviation of the window. All but the last two parts scale with the window, so that a forecast of a series times two is two times it.
+    s is the deviation of the window. All but the inputs of other columns scale with the window, so that
+    a series whose swings double has a forecast whose swings double.
 
     Args:
         spec: Sizes.

@@ -19,7 +19,7 @@ from ssmn.bench.report import Table
 from ssmn.errors import MissingExtraError
 from ssmn.series import Forecaster, ForecasterConfig
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating]
 
 SERIES: dict[str, tuple[int, int]] = {
     "airline": (12, 12),
@@ -122,16 +122,21 @@ def _ours(train: Array, season: int, horizon: int, *, learn: bool) -> Callable[[
 def _ets(train: Array, season: int, horizon: int) -> Callable[[Array], Array]:
     from statsmodels.tsa.exponential_smoothing.ets import ETSModel
 
+    seasons = (None, "add", "mul") if season > 1 else (None,)
     forms = [
         {"error": error, "trend": trend, "damped_trend": damped, "seasonal": seasonal,
          "seasonal_periods": season if seasonal else None}
         for error, (trend, damped), seasonal in itertools.product(
-            ("add", "mul"), ((None, False), ("add", False), ("add", True)), (None, "add", "mul") if season > 1 else (None,)
+            ("add", "mul"), ((None, False), ("add", False), ("add", True)), seasons
         )
         if train.min() > 0 or (error == "add" and seasonal != "mul")
     ]  # fmt: skip
-    best = min(forms, key=lambda form: _aic(lambda: ETSModel(train, **form).fit(disp=False)))
-    return lambda known: np.asarray(ETSModel(known, **best).fit(disp=False).forecast(horizon))
+
+    def fitted(values: Array, form: dict[str, Any]) -> Any:
+        return ETSModel(values, **form).fit(disp=False)
+
+    best = min(forms, key=lambda form: _aic(lambda: fitted(train, form)))
+    return lambda known: np.asarray(fitted(known, best).forecast(horizon))
 
 
 def _arima(train: Array, season: int, horizon: int) -> Callable[[Array], Array]:
