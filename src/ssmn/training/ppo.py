@@ -45,6 +45,9 @@ except ImportError as error:
 
 CHECKPOINT_FILE = "ppo.safetensors"
 
+_FORGET = 0.99
+"""Share that is kept per rollout of the largest deviation of the advantages so far."""
+
 CoreBuilder = Callable[[int, int], Any]
 """Makes a `RecurrentCore` from (input_dim, output_dim)."""
 
@@ -62,7 +65,7 @@ class PPOConfig:
     minibatches: int = 4
     """Updates per pass; each takes some of the rows over the whole rollout."""
     learning_rate: float = 1e-3
-    """Of Adam (AMSGrad: Reddi et al., 2018) at the start, annealed to a tenth of it."""
+    """Of Adam at the start, annealed to a tenth of it."""
     discount: float = 0.99
     """γ per step."""
     gae_lambda: float = 0.95
@@ -521,12 +524,11 @@ class _Run:
     def __init__(self, agent: Agent, envs: VectorEnv[Any, Any, Any], config: PPOConfig) -> None:
         self.agent, self.envs, self.config = agent, envs, config
         self.same_step = _resets_in_same_step(envs)
-        # Once a task is solved its gradients fade, and so would Adam's estimate of their size: one rare mistake then
-        # moves every weight by several learning rates at once. The largest estimate so far does not fade (AMSGrad).
-        self.optimizer = torch.optim.Adam(agent.parameters(), lr=config.learning_rate, eps=1e-5, amsgrad=True)
+        self.optimizer = torch.optim.Adam(agent.parameters(), lr=config.learning_rate, eps=1e-5)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.step, self.ends, self.returns = 0, [], []
         self.recent: deque[float] = deque(maxlen=100)
+        self.advantage_unit = 0.0
         self.reward_scale = np.array([0.0, 0.0, 0.0])  # count, mean and variance of the discounted returns
         self.seconds = np.zeros((2, 2))  # of the rollouts and of everything; by the clock and of the processor
         self.first_step = 0
@@ -627,7 +629,10 @@ class _Run:
         advantages = rollout.advantages(config.discount, config.gae_lambda)
         targets = advantages + rollout.values
         taken = advantages[counts]
-        advantages = (advantages - taken.mean()) / (taken.std() + 1e-8)
+        # Of a solved task only noise and a rare mistake are left. In units of their own deviation the one mistake
+        # would count as much as all that was learned; so the unit is the largest deviation, slowly forgotten.
+        self.advantage_unit = max(float(taken.std()), _FORGET * self.advantage_unit, 1e-8)
+        advantages = (advantages - taken.mean()) / self.advantage_unit
         figures = torch.zeros(3)
         for _ in range(config.epochs):
             order = torch.randperm(self.envs.num_envs, generator=self.generator)
@@ -661,6 +666,7 @@ class _Run:
                 arrays[f"optimizer.{key}.{name}"] = value.numpy()
         arrays |= {
             "random": self.generator.get_state().numpy(), "reward_scale": self.reward_scale,
+            "advantage_unit": np.array(self.advantage_unit),
             "ends": np.array(self.ends, np.int64), "returns": np.array(self.returns, np.float64),
         }  # fmt: skip
         write_file(path, arrays, {"kind": "checkpoint", "step": self.step, "settings": self._settings()})
@@ -675,10 +681,10 @@ class _Run:
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         self.agent.load_state_dict(_under("agent.", tensors))
         for name, weight in self.agent.named_parameters():
-            keys = ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+            keys = ("step", "exp_avg", "exp_avg_sq")
             self.optimizer.state[weight] = {key: tensors[f"optimizer.{key}.{name}"] for key in keys}
         self.generator.set_state(tensors["random"])
-        self.reward_scale = arrays["reward_scale"]
+        self.reward_scale, self.advantage_unit = arrays["reward_scale"], float(arrays["advantage_unit"])
         self.ends, self.returns, self.step = arrays["ends"].tolist(), arrays["returns"].tolist(), header["step"]
         self.recent.extend(self.returns[-100:])
 
