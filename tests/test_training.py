@@ -161,7 +161,7 @@ def test_settings_for_data_and_tasks(book: Path) -> None:
         ({"task": {"name": "copy"}, "train": {"betas": [0.9]}}, "betas=\\[0.9\\]; wanted 2 values"),
         ({"task": {"name": "copy"}, "train": {"betas": [0.9, 1.0]}}, "wanted two numbers in"),
         ({"task": {"name": "copy"}, "train": {"final_rate": 2.0}}, "final_rate=2.0; wanted a share"),
-        ({"task": {"name": "copy"}, "train": {"compute_dtype": "int8"}}, "wanted one of float32, bfloat16"),
+        ({"task": {"name": "copy"}, "train": {"compute_dtype": "int8"}}, "wanted one of auto, float32, bfloat16"),
         ({"task": {"name": "copy"}, "train": {"tensorboard": "yes"}}, "wanted true or false"),
         ({"task": {"name": "copy"}, "model": {"preset": "giant"}}, "preset='giant'; wanted one of tiny"),
         ({"task": {"name": "copy"}, "evaluate": {"x": {"task": {"len": 3}}}}, "evaluate.x.task: unknown setting 'len'"),
@@ -515,7 +515,7 @@ def test_muon_is_the_published_iteration() -> None:
     ends = []
     for made, dtype in ((torch.optim.Muon, torch.float32), (Muon, torch.float32), (Muon, torch.float64)):
         weights = [torch.nn.Parameter(weight.to(dtype, copy=True)) for weight in start]
-        options = {"adjust_lr_fn": "match_rms_adamw"} if made is torch.optim.Muon else {}
+        options: dict[str, Any] = {"adjust_lr_fn": "match_rms_adamw"} if made is torch.optim.Muon else {}
         optimizer = made(weights, lr=0.1, weight_decay=0.3, **options)
         for step in gradients:
             for weight, gradient in zip(weights, step, strict=True):
