@@ -144,7 +144,7 @@ def token_pieces(tokenizer: Tokenizer, source: ByteSource) -> Iterator[np.ndarra
         >>> [token for piece in pieces for token in piece.tolist()]
         [97, 10, 98, 99]
     """
-    lines = _Lines(source)
+    lines = Lines(source)
     for batch in _batches(_encoded(lines, tokenizer), lines, lambda item: len(item[1])):
         yield np.concatenate([tokens for _, tokens in batch])
 
@@ -155,7 +155,7 @@ def surprise_bits(logits: Tensor, targets: Tensor) -> Tensor:
     return nats.view(targets.shape) / math.log(2.0)
 
 
-class _Lines:
+class Lines:
     """Lines of a byte source, and how many of them are there without waiting."""
 
     def __init__(self, source: ByteSource) -> None:
@@ -262,7 +262,7 @@ def _surprise(
     stream: Stream, tokenizer: Tokenizer, source: ByteSource, plasticity: Plasticity | None
 ) -> Iterator[tuple[bytes, np.ndarray, np.ndarray]]:
     """Each line (or piece of a very long one) with its tokens and their bits."""
-    lines = _Lines(source)
+    lines = Lines(source)
     last = tokenizer.line_end
     for batch in _batches(_encoded(lines, tokenizer), lines, lambda item: len(item[1])):
         tokens = np.concatenate([last, *(piece for _, piece in batch)])
@@ -351,7 +351,7 @@ class RowReader:
         gaps: bool = False,
         strict: bool = False,
     ) -> None:
-        self._lines = _Lines(source)
+        self._lines = Lines(source)
         self._width, self._gaps, self._strict = width, gaps, strict
         self._indices: list[int] | None = None
         self.line = 0

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssmn.errors import FileError, MissingExtraError, RangeError
-from ssmn.streaming import READ_BYTES, ByteSource, _Lines
+from ssmn.streaming import READ_BYTES, ByteSource, Lines
 
 if TYPE_CHECKING:
     import pyarrow
@@ -271,7 +271,7 @@ class TableRows:
         time: str | None = None,
         on_bad: Callable[[BadRow], None] | None = None,
     ) -> None:
-        self._lines = _Lines(source)
+        self._lines = Lines(source)
         self._on_bad = on_bad
         self._line = 0
         self._undecoded = ""
