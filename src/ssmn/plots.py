@@ -337,7 +337,13 @@ def switched(part: Mapping[str, Any], look: Look = Look()) -> Figure:
             panel.axhline(
                 part["noise"], color=look.muted, linestyle=":", linewidth=1.4, label="noise nobody can predict"
             )
-            panel.axhline(part["known_below"], color=look.muted, linestyle="--", linewidth=1.0, label="known")
+            panel.axhline(
+                part["known_below"],
+                color=look.muted,
+                linestyle="--",
+                linewidth=1.0,
+                label=f"known: {part['known_below']:g}",
+            )
             panel.set_yscale("log")
             panel.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
             panel.set_xlabel("steps")

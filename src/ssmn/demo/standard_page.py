@@ -50,7 +50,7 @@ def _after_first_week(followed: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def _rows(count: int | None, word: str = "row") -> str:
     if count is None:
         return "never"
-    return f"{count} {word}{'' if count == 1 else 's'}"
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 
 def _watch_outcome(w: Mapping[str, Any]) -> str:
@@ -122,9 +122,10 @@ def _stretches_table(followed: Mapping[str, Any]) -> str:
     return f"""<div class="scroll"><table><tbody><tr><th>mean absolute error<th>rows<th>learning<th>frozen<th>last value
 </tr>{body}</tbody></table></div>
 <p class="small">Each reading is predicted from those before it; after lost ones, from the last that came. The frozen
-model learned a week and then no more (neither read-out nor memory; its normalisation goes on), with the settings that
-served it best of those tried. Running normalisation at a rate of {followed["config"]["norm_rate"]:g}; read-out by
-recursive least squares, forgetting {followed["config"]["readout_forget"]:g} a step.</p>"""
+model learned a week and then no more (neither read-out nor memory; its normalisation goes on). Ridge and forgetting of
+both were chosen on these readings, for each what served it best of those tried. Running normalisation at a rate of
+{followed["config"]["norm_rate"]:g}; read-out by recursive least squares, forgetting
+{followed["config"]["readout_forget"]:g} a step.</p>"""
 
 
 def _settings_note(switched: Mapping[str, Any]) -> str:
