@@ -59,7 +59,7 @@ def _watch_outcome(w: Mapping[str, Any]) -> str:
     return (
         f"The detector flagged a row in {w['windows_found']} of {windows} labelled windows, and {w['flags_outside']} "
         f"rows outside of them, at its default threshold of {w['threshold']:g}; early in a stream almost everything is "
-        f"new. "
+        f"new. The stream is one of the 58 that the detector's settings were chosen on. "
         f"{w['rows_per_second']:,.0f} rows per second one by one. Its state has {w['detector_bytes'] / 1000:.1f} kB at "
         f"the end and {w['detector_bytes_early'] / 1000:.1f} kB after the first hundredth; from the second tenth to "
         f"the last, resident memory changed by {growth:+.1f} MiB. Read in pieces of 1,000 rows, or saved half way and "
