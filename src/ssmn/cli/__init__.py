@@ -17,7 +17,7 @@ import typer
 from ssmn.errors import SSMNError
 
 VERBS: dict[str, str] = {
-    "demo": "Stream a long real text through a small model and write an illustrated report.",
+    "demo": "Stream a long real text, or a real sensor, and write an illustrated report.",
     "train": "Train a model on text or on a synthetic task.",
     "eval": "Measure a trained model: bits per byte on text, accuracy on a task.",
     "generate": "Continue a text, from a fresh stream or a saved one.",

@@ -1,4 +1,4 @@
-"""The page of the demonstration: one HTML file without any outside request, a PNG of each drawing, the numbers."""
+"""The page of a demonstration: one HTML file without any outside request, a PNG of each drawing, the numbers."""
 
 from __future__ import annotations
 
@@ -30,13 +30,29 @@ class Section:
     """Key of the numbers that it draws."""
     look_for: str
     outcome: Callable[[Mapping[str, Any]], str]
+    extra: Callable[[Mapping[str, Any]], str] = lambda _: ""
+    """HTML that follows it."""
 
 
-def write(numbers: Mapping[str, Any], folder: str | os.PathLike[str], command: str) -> Path:
+@dataclass(frozen=True)
+class Page:
+    """What a demonstration's page says of its numbers."""
+
+    title: str
+    lead: Callable[[Mapping[str, Any]], str]
+    highlights: Callable[[Mapping[str, Any]], list[tuple[str, str]]]
+    """A value each, and what it is."""
+    sections: tuple[Section, ...]
+    facts: Callable[[Mapping[str, Any]], list[tuple[str, str]]]
+    """What was measured, by name; `code` in backticks. How the page was made is added."""
+
+
+def write(page: Page, numbers: Mapping[str, Any], folder: str | os.PathLike[str], command: str) -> Path:
     """Writes `index.html`, one PNG per section and `numbers.json`.
 
     Args:
-        numbers: What `ssmn.demo.text.run` returned.
+        page: What to say of the numbers.
+        numbers: What the demonstration's `run` returned.
         folder: Made if absent; files of the same names are replaced, each whole or not at all.
         command: The command that made it, for the page.
 
@@ -50,7 +66,7 @@ def write(numbers: Mapping[str, Any], folder: str | os.PathLike[str], command: s
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     blocks = []
-    for number, section in enumerate(SECTIONS, start=1):
+    for number, section in enumerate(page.sections, start=1):
         pictures = {
             (dark, narrow): plots.png(section.draw(numbers[section.part], plots.Look(dark=dark, narrow=narrow)))
             for dark in (False, True)
@@ -59,118 +75,15 @@ def write(numbers: Mapping[str, Any], folder: str | os.PathLike[str], command: s
         atomic_write(folder / f"{number}-{section.name}.png", pictures[False, False])
         blocks.append(_block(number, section, numbers[section.part], pictures))
     atomic_write(folder / "numbers.json", (json.dumps(numbers, indent=1) + "\n").encode())
-    page = folder / "index.html"
-    atomic_write(page, _page(numbers, "\n".join(blocks), command).encode())
-    return page
-
-
-def _reading_outcome(r: Mapping[str, Any]) -> str:
-    growth = r["resident_bytes_growth"] / 2**20
-    kept = r["cache_bytes_per_token"] * r["tokens"] / 2**20
-    return (
-        f"{r['bytes'] / 1e6:.2f} MB, {r['tokens']:,} tokens, were read in {r['seconds']:.0f} s. From the second tenth "
-        f"of the text to the last, resident memory changed by {growth:+.1f} MiB; the stream's whole state is "
-        f"{r['state_bytes'] / 1024:.0f} KiB. Five layers of full attention of this width would have kept {kept:,.0f} "
-        f"MiB of keys and values by the end. The last tenth ran at {r['last_to_second_tenth']:.2f} times the speed of "
-        f"the second."
-    )
-
-
-def _passage_outcome(p: Mapping[str, Any]) -> str:
-    mean = p["mean"]
-    verb = "catches up" if mean["reset"] - mean["on"] < 0.05 else "stays behind"
-    return (
-        f"Over {p['bytes'] / 1e3:.0f} kB: {mean['on']:.3f} bits per byte with the memory on, {mean['frozen']:.3f} if "
-        f"it may not learn from here on, {mean['off']:.3f} if it is empty and may not learn. The emptied memory "
-        f"{verb}: {mean['reset']:.3f} on average. The model was trained to rely on its memory, so taking it away costs "
-        f"more than a model without one would lose."
-    )
-
-
-def _twice_outcome(t: Mapping[str, Any]) -> str:
-    shortest, longest = t["rows"][0], t["rows"][-1]
-    known = [row["length"] for row in t["rows"] if row["gain"] >= 0.05]
-    until = f"up to {known[-1]:,} tokens the gain is 5 % or more" if known else "no length gains as much as 5 %"
-    return (
-        f"A passage of {shortest['length']} tokens is {100 * shortest['gain']:.0f} % less surprising the second time, "
-        f"one of {longest['length']:,} tokens {round(100 * longest['gain'], 1) + 0.0:.1f} %; {until}. What is older "
-        f"has been overwritten by what came after it. With the memory off the gain is at most "
-        f"{100 * max(0.0, *(row['gain_off'] for row in t['rows'])):.1f} %."
-    )
-
-
-def _story_outcome(s: Mapping[str, Any]) -> str:
-    same = s["reloaded_identical"] and s["future_identical"]
-    reload = "bit for bit the same, and so is all that follows" if same else "NOT the same"
-    parent = "was left untouched" if s["parent_unchanged"] else "was CHANGED"
-    return (
-        f"At position {s['position']:,} the state was saved ({s['file_bytes'] / 1024:.0f} KiB in "
-        f"{s['save_milliseconds']:.0f} ms) and reloaded ({s['load_milliseconds']:.0f} ms): {reload}. The parent of the "
-        f"forks {parent}. At the end of the passage the fork that knew it stands at {s['left'][-1]:.2f} bits per byte, "
-        f"the one that had read another passage at {s['right'][-1]:.2f}."
-    )
-
-
-def _table_outcome(t: Mapping[str, Any]) -> str:
-    parts = []
-    for row in t["rows"]:
-        full, stream = row["milliseconds"]["full_attention"], row["milliseconds"]["sparse_stream"]
-        ratio = f"{full / stream:.1f} times faster" if full >= stream else f"{stream / full:.1f} times slower"
-        parts.append(f"n = {row['length']:,}: full attention {full:,.0f} ms, sparse stream {stream:,.0f} ms, {ratio}")
-    return f"{'; '.join(parts)}. Backend: {t['backend']}."
-
-
-SECTIONS = (
-    Section(
-        "memory-and-speed",
-        "One long text: memory and speed",
-        plots.memory_and_speed,
-        "reading",
-        "Two flat lines. The dashed one is what keeping every key and value would add.",
-        _reading_outcome,
-    ),
-    Section(
-        "surprise",
-        "Surprise with the memory, and without",
-        plots.surprise,
-        "passage",
-        "Lower is better. All four lines rise and fall with the text; the distance between them is the memory's work.",
-        _passage_outcome,
-    ),
-    Section(
-        "second-reading",
-        "Reading a second time",
-        plots.second_reading,
-        "twice",
-        "Where the line on the right comes down to zero, the passage is longer than the memory holds.",
-        _twice_outcome,
-    ),
-    Section(
-        "state",
-        "A state is a value: save, reload, fork, go on",
-        plots.fork,
-        "story",
-        "The dashed line lies on the pale one: a reloaded state goes on as if nothing had happened. The solid blue "
-        "line starts lower, since that fork has read the passage before.",
-        _story_outcome,
-    ),
-    Section(
-        "seed-table",
-        "Against full attention on this machine",
-        plots.seed_table,
-        "table",
-        "Each step of an axis is a factor of ten. Full attention grows with the square of n in time and with n in "
-        "memory; the sparse stream grows with n in time and not at all in memory.",
-        _table_outcome,
-    ),
-)
+    path = folder / "index.html"
+    atomic_write(path, _html(page, numbers, "\n".join(blocks), command).encode())
+    return path
 
 
 def _block(number: int, section: Section, part: Mapping[str, Any], pictures: Mapping[tuple[bool, bool], bytes]) -> str:
     def source(dark: bool, narrow: bool) -> str:
         return "data:image/png;base64," + base64.b64encode(pictures[dark, narrow]).decode()
 
-    extra = {"table": _counts_table, "story": _written}.get(section.part, lambda _: "")(part)
     return f"""<section id="{section.name}">
 <h2><span>{number}</span>{html.escape(section.title)}</h2>
 <figure>
@@ -183,63 +96,32 @@ def _block(number: int, section: Section, part: Mapping[str, Any], pictures: Map
 <figcaption><b>What to look for.</b> {html.escape(section.look_for)}</figcaption>
 </figure>
 <p><b>Measured.</b> {html.escape(section.outcome(part))}</p>
-{extra}
+{section.extra(part)}
 </section>"""
 
 
-def _counts_table(table: Mapping[str, Any]) -> str:
-    groups = []
-    for row in table["rows"]:
-        counts, costs = row["counts"], row["costs"]
-        state = (costs["window_bytes"] + costs["memory_bytes"]) / 2**20
-        rows = (
-            ("pairs of a layer, the seed's count (n², n·w)", counts["seed_full"], counts["seed_window"]),
-            ("pairs of a layer, exact (causal)", counts["exact_full"], counts["exact_window"]),
-            ("multiply-adds of attention (5 and 4 layers)", costs["full_multiply_adds"], costs["window_multiply_adds"]),
-            ("multiply-adds of the memory (1 layer)", 0, costs["memory_multiply_adds"]),
-            ("global cache, bytes", costs["full_cache_bytes"], costs["global_cache_bytes"]),
-        )
-        body = "".join(f"<tr><td>{name}<td>{full:,}<td>{stream:,}</tr>" for name, full, stream in rows)
-        groups.append(
-            f"<tbody><tr><th>n = {row['length']:,}<th>full attention<th>sparse stream</tr>{body}"
-            f"<tr><td>bounded state (window and memory)<td>–<td>{state:.1f} MiB</tr></tbody>"
-        )
-    return f"""<div class="scroll"><table>{"".join(groups)}</table></div>
-<p class="small">Timed are the token mixers of five layers alone (no projections, norms or feed-forwards): 4 heads × 64,
-float32, one forward pass over one sequence, window {table["window"]}; torch's scaled_dot_product_attention (causal)
-five times against window_attention four times and synaptic_memory once, taking turns in one process; medians.</p>"""
-
-
-def _written(story: Mapping[str, Any]) -> str:
-    forks = "".join(
-        f"<div><h3>{title}</h3><pre>{html.escape(story['prompt'])}<b>{html.escape(story['written'][name])}</b></pre></div>"
-        for name, title in (("left", "The fork that knew the passage"), ("right", "The fork that knew another"))
-    )
-    return f"""<details><summary>What both forks write next (same first line, same seed)</summary>
-<div class="pair">{forks}</div></details>"""
-
-
-def _page(numbers: Mapping[str, Any], blocks: str, command: str) -> str:
+def _html(page: Page, numbers: Mapping[str, Any], blocks: str, command: str) -> str:
     style = (resources.files("ssmn.demo") / "assets" / "report.css").read_text(encoding="utf-8")
-    cards = "".join(f"<li><strong>{value}</strong>{html.escape(text)}</li>" for value, text in _highlights(numbers))
-    facts = "".join(f"<dt>{name}</dt><dd>{_code(html.escape(text))}</dd>" for name, text in _facts(numbers, command))
-    window = numbers["model"]["config"]["window_size"]
+    commit = numbers["machine"]["commit"]
+    made_by = ("Made by", f"`{command}` in {numbers['seconds']:.0f} s{f', commit {commit}' if commit else ''}")
+    cards = "".join(f"<li><strong>{value}</strong>{html.escape(text)}</li>" for value, text in page.highlights(numbers))
+    facts = "".join(
+        f"<dt>{name}</dt><dd>{_code(html.escape(text))}</dd>" for name, text in [*page.facts(numbers), made_by]
+    )
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<title>SSMN: a stream and its memory</title>
+<title>SSMN: {html.escape(page.title)}</title>
 <style>{style}</style>
 </head>
 <body>
 <header>
 <p class="kicker">Sparse-Stream Memory Network</p>
-<h1>A stream and its memory</h1>
-<p class="lead">A small model reads a long text once, line by line. It sees the last {window} tokens through a window;
-everything older lives in one synaptic memory that rewrites itself while it reads. This page is what was measured on
-this machine, good or bad.</p>
+<h1>{html.escape(page.title)}</h1>
+<p class="lead">{html.escape(page.lead(numbers))}</p>
 <ul class="cards">{cards}</ul>
 </header>
 <main>
@@ -251,43 +133,8 @@ this machine, good or bad.</p>
 """
 
 
-def _highlights(numbers: Mapping[str, Any]) -> list[tuple[str, str]]:
-    reading, mean = numbers["reading"], numbers["passage"]["mean"]
-    again, last = numbers["twice"]["rows"][0], numbers["table"]["rows"][-1]
-    growth = reading["resident_bytes_growth"] / 2**20
-    return [
-        (f"{growth:+.1f} MiB", f"resident memory over {reading['bytes'] / 1e6:.1f} MB of text"),
-        (f"{reading['tokens'] / reading['seconds']:,.0f}/s", "tokens read, to the end"),
-        (_percent(mean["on"] / mean["frozen"] - 1), "surprise on new text, memory learning against frozen"),
-        (_percent(-again["gain"]), f"surprise when {again['length']} tokens are read again"),
-        (f"{last['speedup']:.1f} ×", f"the speed of full attention at n = {last['length']:,}"),
-    ]
-
-
-def _facts(numbers: Mapping[str, Any], command: str) -> list[tuple[str, str]]:
-    config, machine = numbers["model"]["config"], numbers["machine"]
-    return [
-        (
-            "Model",
-            f"{numbers['model']['parameters']:,} parameters, width {config['hidden_dim']}, layers "
-            f"{', '.join(config['layer_types'])}, window {config['window_size']}, {config['vocab_size']:,} tokens; "
-            f"trained by `ssmn train demo` (see `make demo-model`)",
-        ),
-        ("Text", "held-out chapters of the Python 3.11 documentation (PSF licence); the model was trained on others"),
-        (
-            "Machine",
-            f"{machine['processor']}, {machine['cores']} cores, torch {machine['torch']}; threads: "
-            f"{numbers['model']['threads']} for the small model, {machine['threads']} for the table",
-        ),
-        (
-            "Made by",
-            f"`{command}` in {numbers['seconds']:.0f} s"
-            + (f", commit {machine['commit']}" if machine["commit"] else ""),
-        ),
-    ]
-
-
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """Such as +12 %."""
     return f"{100 * share:+.0f} %".replace("-", "−")
 
 

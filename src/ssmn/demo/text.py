@@ -1,7 +1,7 @@
 """The text demonstration: one long stream through a small model, and what its memory does.
 
 Each function measures one thing and returns plain values; `run` calls them in order. The drawings are
-in `ssmn.plots`, the page in `ssmn.demo.report`.
+in `ssmn.plots`, the page in `ssmn.demo.text_page`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from ssmn.bench import seed_table
 from ssmn.config import Plasticity
+from ssmn.demo.measuring import ASSETS, Progress, silent, torch_threads
 from ssmn.errors import FileError
 from ssmn.generation import generate
 from ssmn.models import TextSSMN
@@ -33,7 +33,6 @@ from ssmn.stream import Stream
 from ssmn.streaming import PIECE, ByteSource, LineSurprise, line_surprise, surprise_bits, token_bits
 from ssmn.training.tokenizer import Tokenizer
 
-ASSETS = resources.files("ssmn.demo") / "assets"
 FROZEN = Plasticity(frozen=True)
 
 PASSAGE_BYTES = 100_000
@@ -45,15 +44,6 @@ READING_TOKENS = 16_384
 SHORTEST_READING = 256
 POINTS = 160
 BINS = 40
-
-
-class Progress(Protocol):
-    """How a measurement says where it stands: a name, how much is done, of how much, and a remark."""
-
-    def __call__(self, stage: str, done: float, total: float, remark: str = "") -> None: ...
-
-
-def _silent(stage: str, done: float, total: float, remark: str = "") -> None: ...
 
 
 @dataclass(frozen=True)
@@ -162,7 +152,7 @@ class _Meter:
         )
 
 
-def read_through(material: Material, progress: Progress = _silent) -> tuple[dict[str, Any], StreamState]:
+def read_through(material: Material, progress: Progress = silent) -> tuple[dict[str, Any], StreamState]:
     """Streams the whole text once, line by line as `ssmn stream` does, and watches memory and speed.
 
     Returns:
@@ -201,7 +191,7 @@ def read_through(material: Material, progress: Progress = _silent) -> tuple[dict
     }, state_at_middle
 
 
-def compare_readings(material: Material, state: StreamState, progress: Progress = _silent) -> dict[str, Any]:
+def compare_readings(material: Material, state: StreamState, progress: Progress = silent) -> dict[str, Any]:
     """Reads one passage from the same state in four ways: memory on, emptied first, frozen, and empty and frozen.
 
     Args:
@@ -236,7 +226,7 @@ def compare_readings(material: Material, state: StreamState, progress: Progress 
     return {"bytes": len(passage), "kilobytes": (ends / 1e3).tolist(), "bits_per_byte": curves, "mean": means}
 
 
-def read_twice(material: Material, progress: Progress = _silent) -> dict[str, Any]:
+def read_twice(material: Material, progress: Progress = silent) -> dict[str, Any]:
     """Reads passages of doubling lengths twice in a row from a fresh state, with the memory on and off.
 
     Every length gets the same number of tokens, cut into passages from all over the text.
@@ -295,7 +285,7 @@ def _read_batch_twice(model: TextSSMN, batch: Tensor, plasticity: Plasticity | N
     return read(), read()
 
 
-def tell_story(material: Material, state: StreamState, progress: Progress = _silent) -> dict[str, Any]:
+def tell_story(material: Material, state: StreamState, progress: Progress = silent) -> dict[str, Any]:
     """Saves a state, reloads it, forks it, lets the forks read different passages, and goes on with all of them.
 
     Returns:
@@ -358,23 +348,13 @@ def tell_story(material: Material, state: StreamState, progress: Progress = _sil
     }
 
 
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def run(
     *,
     limit: int | None = None,
     lengths: tuple[int, ...] = (1_000, 10_000),
     repeats: int = 3,
     threads: int = 1,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """The whole demonstration as numbers.
 
@@ -393,7 +373,7 @@ def run(
     """
     started = time.perf_counter()
     material = Material.shipped(limit)
-    with _threads(threads):
+    with torch_threads(threads):
         reading, state = read_through(material, progress)
         results: dict[str, Any] = {
             "reading": reading,
