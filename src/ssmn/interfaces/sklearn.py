@@ -467,7 +467,7 @@ class SSMNClassifier(ClassifierMixin, _Estimator):
             self.sharpness_ = 2.0
             return
         right = targets > 0
-        sharpnesses = 2.0 ** np.arange(-4, 6)
+        sharpnesses = 2.0 ** np.arange(-4, 3)
         losses = [-np.log(_softmax(sharpness * held_out)[right] + 1e-12).mean() for sharpness in sharpnesses]
         self.sharpness_ = float(sharpnesses[int(np.argmin(losses))])
 
