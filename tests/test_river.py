@@ -97,7 +97,9 @@ def test_features_late_missing_and_not_a_number() -> None:
 
 
 def test_a_trained_stack_has_its_inputs_in_order() -> None:
-    given = ssmn.SSMN(ssmn.SSMNConfig(input_dim=3, output_dim=1, hidden_dim=8, num_layers=2, num_heads=2, window_size=5))
+    given = ssmn.SSMN(
+        ssmn.SSMNConfig(input_dim=3, output_dim=1, hidden_dim=8, num_layers=2, num_heads=2, window_size=5)
+    )
     model = SSMNRegressor(model=given, features=("z", "a"))
     model.learn_one({"a": 1.0, "z": 2.0, "q": 3.0, "beyond": 4.0}, 1.0)
     np.testing.assert_array_equal(

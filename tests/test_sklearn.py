@@ -53,7 +53,9 @@ def test_partial_fit_is_exact() -> None:
     y = np.stack([x[:, 0] * x[:, 1], x[:, 2]], 1) + 0.1 * random.normal(size=(150, 2))
     parts = SSMNRegressor(8, random_state=0, num_heads=2)
     for begin in (0, 40, 41, 97):
-        parts.partial_fit(x[begin : {0: 40, 40: 41, 41: 97, 97: 150}[begin]], y[begin : {0: 40, 40: 41, 41: 97, 97: 150}[begin]])
+        parts.partial_fit(
+            x[begin : {0: 40, 40: 41, 41: 97, 97: 150}[begin]], y[begin : {0: 40, 40: 41, 41: 97, 97: 150}[begin]]
+        )
     assert parts.ridge_.rows is not None and len(parts.ridge_.rows) < 2 * parts.ridge_.rows.shape[1] + 60
     features = parts.ridge_.scale * 0 + np.concatenate([parts._features(*parts._read(x, is_first=False)[:2])])
     centred = (features - parts.ridge_.mean) / parts.ridge_.scale
@@ -91,7 +93,9 @@ def test_gradient_epochs_change_the_stack_and_a_given_one_stays() -> None:
     moved = (untouched.model_.input.weight - trained.model_.input.weight).abs().max()  # type: ignore[operator]
     assert 1e-4 < moved < 0.1
     np.testing.assert_array_equal(trained.predict_proba(x), again.predict_proba(x))
-    given = ssmn.SSMN(ssmn.SSMNConfig(input_dim=2, output_dim=3, hidden_dim=8, num_layers=2, num_heads=2, window_size=5))
+    given = ssmn.SSMN(
+        ssmn.SSMNConfig(input_dim=2, output_dim=3, hidden_dim=8, num_layers=2, num_heads=2, window_size=5)
+    )
     before = {name: tensor.clone() for name, tensor in given.state_dict().items()}
     model = SSMNClassifier(model=given, lags=1, epochs=1).fit(x, y)
     assert all((given.state_dict()[name] == tensor).all() for name, tensor in before.items())
@@ -109,7 +113,9 @@ def test_a_row_of_a_table_can_be_a_series() -> None:
 @pytest.mark.parametrize("kind", [SSMNRegressor, SSMNClassifier])
 def test_files_bring_back_the_estimator(kind: Any, tmp_path: Path) -> None:
     x, y = waves(14)
-    model = kind(8, num_heads=2, random_state=4, ridge=0.5).fit(x, np.array(["a", "b"])[y] if kind is SSMNClassifier else y)
+    model = kind(8, num_heads=2, random_state=4, ridge=0.5).fit(
+        x, np.array(["a", "b"])[y] if kind is SSMNClassifier else y
+    )
     model.save(tmp_path / "m.safetensors")
     same = kind.load(tmp_path / "m.safetensors")
     np.testing.assert_array_equal(same.predict(x), model.predict(x))

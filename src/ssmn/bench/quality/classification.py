@@ -199,9 +199,7 @@ def _gru(train: Set, test: list[NDArray[np.float64]], settings: Mapping[str, Any
     return classes[answers(trained(order, best), slice(count, None))]
 
 
-def scaled(
-    train: list[NDArray[np.float64]], test: list[NDArray[np.float64]], each: bool
-) -> tuple[Tensor, Tensor]:
+def scaled(train: list[NDArray[np.float64]], test: list[NDArray[np.float64]], each: bool) -> tuple[Tensor, Tensor]:
     """Both sets as [n, T, channels] float32 with 0 after the end of a shorter series, and the mask [n, T].
 
     Args:
@@ -226,7 +224,9 @@ def tables(finished: Mapping[str, Result]) -> list[Table]:
     rows = []
     for name in SETS:
         for model in MODELS:
-            found = [run for run in finished.values() if (run["settings"]["set"], run["settings"]["model"]) == (name, model)]
+            found = [
+                run for run in finished.values() if (run["settings"]["set"], run["settings"]["model"]) == (name, model)
+            ]
             if found:
                 accuracies = [run["results"]["accuracy"] for run in found]
                 seconds = sum(run["results"]["cpu_seconds"] for run in found) / len(found)

@@ -59,7 +59,9 @@ def _one_by_one(kind: str, rows: int, place: Workplace) -> Result | None:
             system = random.normal(size=FEATURES) / np.sqrt(FEATURES)
         x = random.normal(size=(PIECE, FEATURES))
         y = x @ system + 0.1 * random.normal(size=PIECE)
-        data = [(dict(zip(names, row, strict=True)), target) for row, target in zip(x.tolist(), y.tolist(), strict=True)]
+        data = [
+            (dict(zip(names, row, strict=True)), target) for row, target in zip(x.tolist(), y.tolist(), strict=True)
+        ]
         squares = 0.0
         clock, used = time.perf_counter(), time.process_time()
         for row, target in data:
