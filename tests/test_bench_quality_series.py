@@ -62,7 +62,7 @@ def test_each_of_many_series_is_as_it_would_be_alone() -> None:
     alone = np.zeros(3)
     for _ in range(9):
         which, phi = np.array([1, 4]), random.normal(size=(2, 3)).astype(np.float32)
-        error = np.float32([1.0, 2.0]) - readouts(which, phi)
+        error = np.array([1.0, 2.0], np.float32) - readouts(which, phi)
         readouts.learn(which, phi, error)
         row = phi[1].astype(np.float64)
         alone += 0.5 * row * (2.0 - alone @ row) / (1 + row @ row)

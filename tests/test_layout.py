@@ -16,7 +16,8 @@ PACKAGE = Path(ssmn.__file__).parent
 
 ORDER = [
     "errors", "config", "files", "state", "native", "ops", "relatives", "layers", "models", "engine", "stream",
-    "training", "generation", "streaming", "series", "interfaces", "probes", "plots", "bench", "demo", "cli", "__main__",
+    "training", "generation", "streaming", "series", "interfaces", "probes", "plots", "bench", "demo", "cli",
+    "__main__",
 ]  # fmt: skip
 """A module imports only from those before it, and from its own folder."""
 

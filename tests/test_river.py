@@ -88,8 +88,8 @@ def test_features_late_missing_and_not_a_number() -> None:
         if number == 30:
             model.learn_one({**x, "new": 1.0, 5: 2.0}, y)
         model.learn_one({**x, "b": [None, math.nan, math.inf, x["b"]][number % 4]}, y)  # type: ignore[dict-item]
-    whole = dict(data[0][0])
-    average = {**whole, "b": float(model._scale.mean[model._columns.places["b"]])}
+    whole: Any = dict(data[0][0])
+    average: Any = {**whole, "b": float(model._scale.mean[model._columns.places["b"]])}
     del whole["b"]
     assert model.predict_one(whole) == pytest.approx(model.predict_one(average), abs=1e-6)
     with pytest.raises(ShapeError, match="features: 'c' is 'red'; wanted a number"):

@@ -99,7 +99,8 @@ def test_gradient_epochs_change_the_stack_and_a_given_one_stays() -> None:
     before = {name: tensor.clone() for name, tensor in given.state_dict().items()}
     model = SSMNClassifier(model=given, lags=1, epochs=1).fit(x, y)
     assert all((given.state_dict()[name] == tensor).all() for name, tensor in before.items())
-    assert clone(model).get_params()["epochs"] == 1
+    again_model: Any = clone(model)
+    assert again_model.get_params()["epochs"] == 1
 
 
 def test_a_row_of_a_table_can_be_a_series() -> None:
@@ -141,6 +142,10 @@ def test_features_by_hand() -> None:
     assert torch.equal(y, one(x.expand(-1, -1, 3))[0])
 
 
+def small() -> SSMNRegressor:
+    return SSMNRegressor(8, num_heads=2)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -148,10 +153,10 @@ def test_features_by_hand() -> None:
         (lambda x, y: SSMNRegressor(ridge=-1.0).fit(x, y), RangeError, "ridge=-1.0; wanted a number of at least 0"),
         (lambda x, y: SSMNRegressor(learning_rate=0).fit(x, y), RangeError, "learning_rate=0; wanted a positive"),
         (lambda x, y: SSMNRegressor(layout="rows").fit(x, y), RangeError, "layout='rows'; wanted features or series"),  # type: ignore[arg-type]
-        (lambda x, y: SSMNRegressor().fit([x[0], x[1][:, :1]], y[:2]), ShapeError, "sequence 1 of X has 1 channels; wanted 2"),
-        (lambda x, y: SSMNRegressor(8, num_heads=2).fit(x, y).predict(np.ones((3, 2))), ShapeError, "X holds features; wanted sequences"),
-        (lambda x, y: SSMNClassifier(8, num_heads=2).partial_fit(x, y, classes=[1, 2]), RangeError, "y has the label .*0.*; wanted one of"),
-        (lambda x, y: SSMNRegressor(model=random_stack(2, hidden_dim=8, num_heads=2)).fit(x, y), ConfigError, "model takes 2 inputs per step; X gives 6"),
+        (lambda x, y: SSMNRegressor().fit([x[0], x[1][:, :1]], y[:2]), ShapeError, "sequence 1 of X has 1 channels"),
+        (lambda x, y: small().fit(x, y).predict(np.eye(2)), ShapeError, "X holds features; wanted sequences"),
+        (lambda x, y: SSMNClassifier().partial_fit(x, y, classes=[1, 2]), RangeError, "y has the label .*; wanted"),
+        (lambda x, y: SSMNRegressor(model=random_stack(2)).fit(x, y), ConfigError, "model takes 2 inputs .*; X gives 6"),
         (lambda x, y: SSMNRegressor(model="mine").fit(x, y), ConfigError, "model is str; wanted an ssmn.SSMN"),  # type: ignore[arg-type]
     ],
 )  # fmt: skip

@@ -42,8 +42,8 @@ class PlasticReadout:
 
     `rls` is recursive least squares with forgetting: g = P φ, s = forget / weight + φᵀg, W += g eᵀ / (s weight),
     P = (P − g gᵀ / s) / forget, from W = 0 and P = I / ridge; with forget 1 it is ridge regression over all rows,
-    exactly. What forgetting takes of the ridge is put back one feature at a time, in turn, or P would grow without bound
-    where nothing is excited (Gay, 1996).
+    exactly. What forgetting takes of the ridge is put back one feature at a time, in turn, or P would grow without
+    bound where nothing is excited (Gay, 1996).
     `delta` is the normalised delta rule: W += eta · φ eᵀ / (ridge + φᵀφ).
 
     Args:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ssmn.bench.quality import distance, encoder, forgetting, frame, hops, lm, recall, second_reading, sparse
 from ssmn.bench.quality import classification as sequences
+from ssmn.bench.quality import distance, encoder, forgetting, frame, hops, lm, recall, second_reading, sparse
 from ssmn.bench.quality import output_memory as adaptation
 from ssmn.bench.quality import shakespeare as characters
 from ssmn.bench.quality import updates as row_by_row

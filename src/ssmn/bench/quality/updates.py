@@ -1,4 +1,4 @@
-"""Learning row by row: what a call costs, whether a million of them keep their memory, and ten thousand series at once."""
+"""Learning row by row: what a call costs, whether a million keep their memory, and ten thousand series at once."""
 
 from __future__ import annotations
 
