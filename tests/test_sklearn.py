@@ -156,7 +156,7 @@ def small() -> SSMNRegressor:
         (lambda x, y: SSMNRegressor().fit([x[0], x[1][:, :1]], y[:2]), ShapeError, "sequence 1 of X has 1 channels"),
         (lambda x, y: small().fit(x, y).predict(np.eye(2)), ShapeError, "X holds features; wanted sequences"),
         (lambda x, y: SSMNClassifier().partial_fit(x, y, classes=[1, 2]), RangeError, "y has the label .*; wanted"),
-        (lambda x, y: SSMNRegressor(model=random_stack(2)).fit(x, y), ConfigError, "model takes 2 inputs .*; X gives 6"),
+        (lambda x, y: SSMNRegressor(model=random_stack(2)).fit(x, y), ConfigError, "model takes 2 inputs .*gives 6"),
         (lambda x, y: SSMNRegressor(model="mine").fit(x, y), ConfigError, "model is str; wanted an ssmn.SSMN"),  # type: ignore[arg-type]
     ],
 )  # fmt: skip
