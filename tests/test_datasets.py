@@ -50,7 +50,11 @@ def test_a_series_is_one_column() -> None:
     [
         (lambda: WindowDataset(TABLE, context=28, horizon=2), ShapeError, "29 rows; wanted at least .* = 30"),
         (lambda: WindowDataset(TABLE, context=0), RangeError, "context=0; wanted a whole number"),
-        (lambda: WindowDataset(TABLE, context=2, targets=[4]), RangeError, r"targets=\[4\]; wanted columns out of 0 to 3"),
+        (
+            lambda: WindowDataset(TABLE, context=2, targets=[4]),
+            RangeError,
+            r"targets=\[4\]; wanted columns out of 0 to 3",
+        ),
         (lambda: WindowDataset(TABLE[None], context=2), ShapeError, r"float64 \[1, 29, 4\]; wanted numbers \[N, C\]"),
         (lambda: StreamDataset(TABLE, streams=29, piece=2), ShapeError, "wanted at least streams [+] 1 = 30"),
         (lambda: StreamDataset(TABLE, streams=2, piece=True), RangeError, "piece=True; wanted a whole number"),

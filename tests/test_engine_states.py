@@ -145,3 +145,21 @@ def test_a_state_stays_what_it_was_when_the_stream_goes_on() -> None:
     kept = state.clone()
     engine.run([4, 5])
     assert state.diff(kept).identical
+
+
+@every_config
+def test_a_sibling_takes_a_stream_and_goes_its_own_way(config: StackConfig) -> None:
+    model, xs = model_of(config), inputs_of(config, 25, 1)
+    engine = Engine(model, streams=2)
+    engine.run(xs[:9], streams=[1])
+    before = engine.get_state(1)
+    fan = engine.sibling(3)
+    fan.take(engine, 1)
+    assert all(before.diff(fan.get_state(row)).identical for row in range(3))
+    expected = engine.sibling(1)
+    expected.take(engine, 1)
+    y = expected.run(xs[9:])
+    np.testing.assert_array_equal(fan.run(xs[9:], streams=[2]), y)
+    assert before.diff(engine.get_state(1)).identical and before.diff(fan.get_state(0)).identical
+    with pytest.raises(StateError, match="take: other is no sibling of this engine"):
+        engine.take(Engine(model))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -96,7 +96,7 @@ def _with_hidden_output(model: SSMN) -> SSMN:
 
 
 def paces_for(length: int, lags: int) -> tuple[int, ...]:
-    """Distances between the delayed values: 1, 2, 4, ... as long as the delays reach over half of the length at most."""
+    """Distances between the delayed values: 1, 2, 4, ... while the delays reach over half of the length at most."""
     if lags == 1:
         return (1,)
     most = max(1, (length // 2) // (lags - 1))
@@ -151,14 +151,13 @@ def sequence_features(model: SSMN, x: Tensor, mask: Tensor, lags: int, paces: Se
 
 
 def step_features(model: SSMN, x: Tensor) -> Tensor:
-    """Vectors [B, F] as sequences of one step: the vectors themselves beside what the stack makes of them, [B, F + D]."""
+    """Vectors [B, F] as sequences of one step: themselves beside what the stack makes of them, [B, F + D]."""
     return torch.cat([x, model(x.unsqueeze(1))[0].squeeze(1)], -1)
 
 
 @torch.no_grad()
-def in_pieces(compute: object, x: Tensor, mask: Tensor) -> NDArray[np.float64]:
+def in_pieces(compute: Callable[[Tensor, Tensor], Tensor], x: Tensor, mask: Tensor) -> NDArray[np.float64]:
     """`compute(x, mask)` over pieces of the batch, so that memory stays small; [B, ...] float64."""
-    assert callable(compute)
     rows = max(1, _STEPS_AT_ONCE // max(1, x.shape[1]))
     pieces = [compute(x[at : at + rows], mask[at : at + rows]) for at in range(0, len(x), rows)]
     return torch.cat(pieces).double().numpy()

@@ -40,9 +40,10 @@ RESIDUALS = 512
 class PlasticReadout:
     """y = Wᵀ φ, learned from its own errors.
 
-    `rls` is recursive least squares with forgetting: g = P φ, W += g eᵀ / (forget / weight + φᵀg), P = (P − g gᵀ / (…)) /
-    forget, from W = 0 and P = I / ridge; with forget 1 and weight 1 it is ridge regression over all rows, exactly. While
-    P's mean diagonal is at its start it is not divided by `forget`, or what is never excited would grow without bound.
+    `rls` is recursive least squares with forgetting: g = P φ, s = forget / weight + φᵀg, W += g eᵀ / (s weight),
+    P = (P − g gᵀ / s) / forget, from W = 0 and P = I / ridge; with forget 1 it is ridge regression over all rows,
+    exactly. What forgetting takes of the ridge is put back one feature at a time, in turn, or P would grow without
+    bound where nothing is excited (Gay, 1996).
     `delta` is the normalised delta rule: W += eta · φ eᵀ / (ridge + φᵀφ).
 
     Args:
@@ -102,6 +103,15 @@ class PlasticReadout:
         if self.rule == "delta":
             self.weights += np.multiply.outer(phi * (self.eta / (self.ridge + phi @ phi)), error)
             return
+        self._take(phi, error, weight)
+        if self.forget < 1.0:
+            self.inverse *= 1.0 / self.forget
+            self._steps += 1
+            if self._steps >= self._every:
+                self._keep_ridge()
+
+    def _take(self, phi: Array, error: Array, weight: float) -> None:
+        """A row of some weight; the sums of the rows before it fade."""
         gain = self.inverse @ phi
         size = self.forget / weight + float(phi @ gain)
         if size <= 0:  # rounding has made P indefinite: begin its estimate anew, the weights stay
@@ -112,15 +122,24 @@ class PlasticReadout:
         root = gain * (1.0 / math.sqrt(size))
         np.multiply(root[:, np.newaxis], root, out=self._square)
         self.inverse -= self._square
-        self._trace -= float(root @ root)
-        if self.forget < 1.0 and self._trace < len(phi) * self.forget / self.ridge:
-            self.inverse *= 1.0 / self.forget
-            self._trace /= self.forget
+
+    def _keep_ridge(self) -> None:
+        """Puts back, at one feature, what has faded of the ridge there since its last turn."""
+        features, place = len(self.inverse), self._turn % len(self.inverse)
+        faded = self.ridge * (1.0 - self.forget ** (features * self._every))
+        column = self.inverse[:, place].copy()
+        size = 1.0 / faded + float(column[place])
+        self.weights -= np.multiply.outer(column / size, self.weights[place])
+        np.multiply(column[:, np.newaxis] * (1.0 / size), column, out=self._square)
+        self.inverse -= self._square
+        self._turn, self._steps = self._turn + 1, 0
 
     def _restart(self, features: int) -> None:
         """P = I / ridge."""
         self.inverse = np.eye(features) / self.ridge
-        self._square, self._trace = np.empty_like(self.inverse), features / self.ridge
+        self._square = np.empty_like(self.inverse)
+        self._turn = self._steps = 0
+        self._every = 1 if self.forget == 1.0 else max(1, int(1.0 / (features * (1.0 - self.forget))))
 
     def widen(self, features: int = 0, outputs: int = 0) -> None:
         """Makes room for more features and outputs, which know nothing yet."""
@@ -129,7 +148,6 @@ class PlasticReadout:
             known = self.inverse
             self._restart(len(known) + features)
             self.inverse[: len(known), : len(known)] = known
-            self._trace = float(self.inverse.trace())
 
 
 class RunningScale:

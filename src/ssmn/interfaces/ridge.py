@@ -16,8 +16,8 @@ STRENGTHS = tuple(10.0**power for power in np.linspace(-3, 5, 17))
 class Ridge:
     """W = argmin ‖Y − Z W − b‖² + ridge ‖W‖² over standardised features Z, exact for all rows given so far.
 
-    The first call fixes mean and deviation of the features and, unless given, the strength: the one of `STRENGTHS` whose
-    leave-one-out errors e_i = r_i / (1 − h_ii), from one decomposition (Golub et al., 1979), are least. What is
+    The first call fixes mean and deviation of the features and, unless given, the strength: the one of `STRENGTHS`
+    whose leave-one-out errors e_i = r_i / (1 − h_ii), from one decomposition (Golub et al., 1979), are least. What is
     kept of the rows is a triangular factor of at most 2 (F + 1) of them, so more rows cost no more memory.
 
     Args:

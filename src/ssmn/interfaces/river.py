@@ -1,4 +1,4 @@
-"""river: a regressor, a classifier and a forecaster that learn from one row at a time (needs `sparse-stream[timeseries]`).
+"""river: a regressor, a classifier and a forecaster that learn row by row (needs `sparse-stream[timeseries]`).
 
 The stack stays as it is, random or trained; its plastic memory and window carry the stream, and a plastic read-out
 learns from the errors. There are no gradients, no epochs and no stored rows: every call costs the same.
@@ -178,9 +178,9 @@ class SSMNRegressor(_OnRows, base.Regressor):
 class SSMNClassifier(_OnRows, base.Classifier):
     """A class from a row of features and from the rows before it, learned one row at a time.
 
-    As `SSMNRegressor`; the read-out gives a score for every class seen so far and learns from the softmax's error 1[y] −
-    p, with `rls` scaled by the inverse curvature (an extended Kalman filter of the multinomial logit). Labels may be
-    anything hashable, and new ones may appear at any time.
+    As `SSMNRegressor`; the read-out gives a score for every class seen so far and learns from the softmax's error
+    1[y] − p, with `rls` scaled by the inverse curvature (an extended Kalman filter of the multinomial logit). Labels
+    may be anything hashable, and new ones may appear at any time.
 
     Args:
         hidden_dim: As for `SSMNRegressor`, and so are all others.

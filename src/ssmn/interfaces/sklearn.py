@@ -83,12 +83,12 @@ class _Estimator(BaseEstimator):
         Raises:
             ValueError, ShapeError: X or y does not fit.
         """
-        x, mask, y = self._read(X, y, is_first=True)
-        self._begin(x, mask, y)
-        self._learn(x, mask, self._encoded(y, None))
+        x, mask, checked = self._read(X, y, is_first=True)
+        self._begin(x, mask)
+        self._learn(x, mask, self._encoded(checked, None))
         return self
 
-    def _begin(self, x: Tensor, mask: Tensor, y: NDArray[Any]) -> None:
+    def _begin(self, x: Tensor, mask: Tensor) -> None:
         """Scaling of the inputs, the stack, and a fresh read-out."""
         self._check_settings()
         steps = x[mask]
@@ -109,8 +109,8 @@ class _Estimator(BaseEstimator):
             self.model_ = hidden_map(self.model)
             if self.model.config.input_dim != inputs:
                 raise ConfigError(
-                    f"{type(self).__name__}: model takes {self.model.config.input_dim} inputs per step; X gives {inputs} "
-                    f"({x.shape[-1]} channels, lags={1 if self._is_flat else self.lags}); change lags, or the model."
+                    f"{type(self).__name__}: model takes {self.model.config.input_dim} inputs per step; X gives "
+                    f"{inputs} ({x.shape[-1]} channels, lags={1 if self._is_flat else self.lags}); change one of them."
                 )
         # One step costs next to nothing, so single vectors are exact; sequences run on the float32 kernels.
         self.model_ = self.model_.double() if self._is_flat else self.model_.float()
@@ -191,7 +191,7 @@ class _Estimator(BaseEstimator):
 
     def _read_sequences(self, sequences: Any, y: Any, is_first: bool) -> tuple[list[NDArray[np.float64]], Any]:
         owner = type(self).__name__
-        made = [check_array(sequence, dtype=np.float64, input_name="X") for sequence in sequences]
+        made = [check_array(sequence, dtype="float64", input_name="X") for sequence in sequences]
         channels = made[0].shape[1] if is_first else len(self.mean_)
         for number, sequence in enumerate(made):
             if sequence.shape[1] != channels:
@@ -231,7 +231,7 @@ class _Estimator(BaseEstimator):
             settings["random_state"] = None
         fitted = {"form": self.form_, "columns": self.n_features_in_, "paces": list(self.paces_), **self._fitted()}
         if hasattr(self, "feature_names_in_"):
-            fitted["names"] = self.feature_names_in_.tolist()
+            fitted["names"] = list(getattr(self, "feature_names_in_"))  # noqa: B009
         tensors = {f"model.{name}": to_numpy(tensor) for name, tensor in self.model_.state_dict().items()}
         tensors |= {f"ridge.{name}": np.ascontiguousarray(array) for name, array in self.ridge_.tensors().items()}
         tensors |= {"mean": to_numpy(self.mean_), "scale": to_numpy(self.scale_)}
@@ -258,7 +258,7 @@ class _Estimator(BaseEstimator):
         made.mean_, made.scale_ = from_numpy(tensors["mean"]), from_numpy(tensors["scale"])
         made.n_features_in_ = fitted["columns"]
         if "names" in fitted:
-            made.feature_names_in_ = np.array(fitted["names"], dtype=object)
+            setattr(made, "feature_names_in_", np.array(fitted["names"], dtype=object))  # noqa: B010
         weights = {
             name.removeprefix("model."): from_numpy(array)
             for name, array in tensors.items()
@@ -296,8 +296,8 @@ class SSMNRegressor(RegressorMixin, _Estimator):
 
     A row of a table is a vector of features, read as a sequence of one step (`layout="series"`: a series of one
     channel, a step per column). Arrays [n, T, C] and lists of arrays [T_i, C] are sequences. A vector's features are
-    itself and the stack's hidden vector; a sequence's are the hidden units' mean, deviation, largest and least value and
-    share above 0, for the stack reading it with delayed values at distances 1, 2, 4, ... steps.
+    itself and the stack's hidden vector; a sequence's are the hidden units' mean, deviation, largest and least value
+    and share above 0, for the stack reading it with delayed values at distances 1, 2, 4, ... steps.
 
     Args:
         hidden_dim: Width of the stack.
@@ -345,7 +345,7 @@ class SSMNRegressor(RegressorMixin, _Estimator):
         is_first = not hasattr(self, "ridge_")
         x, mask, y = self._read(X, y, is_first=is_first)
         if is_first:
-            self._begin(x, mask, cast(NDArray[Any], y))
+            self._begin(x, mask)
         self.ridge_.add(self._features(x, mask), self._encoded(cast(NDArray[Any], y), None))
         return self
 
@@ -429,7 +429,7 @@ class SSMNClassifier(ClassifierMixin, _Estimator):
         is_first = not hasattr(self, "ridge_")
         x, mask, y = self._read(X, y, is_first=is_first)
         if is_first:
-            self._begin(x, mask, cast(NDArray[Any], y))
+            self._begin(x, mask)
         targets = self._encoded(cast(NDArray[Any], y), classes if is_first else self.classes_)
         self.ridge_.add(self._features(x, mask), targets)
         if is_first:
@@ -467,7 +467,7 @@ class SSMNClassifier(ClassifierMixin, _Estimator):
             self.sharpness_ = 2.0
             return
         right = targets > 0
-        sharpnesses = 2.0 ** np.arange(-4, 6)
+        sharpnesses = 2.0 ** np.arange(-4, 3)
         losses = [-np.log(_softmax(sharpness * held_out)[right] + 1e-12).mean() for sharpness in sharpnesses]
         self.sharpness_ = float(sharpnesses[int(np.argmin(losses))])
 

@@ -32,8 +32,8 @@ class SSMNForecaster(BaseForecaster):
 
     The last `lags` values and the exogenous values of the next step go through a fixed SSMN; a read-out learns by how
     much the next value differs from the one a season before. `update` costs the same per value however long the series
-    is, and gives bit for bit what fitting the whole series gives. Missing values are filled with their forecasts. sktime
-    itself stores the series unless told not to: `forecaster.set_config(remember_data=False)` keeps the memory constant.
+    is, and gives bit for bit what fitting the whole series gives. Missing values are filled with their forecasts.
+    sktime itself stores the series unless told not to by `forecaster.set_config(remember_data=False)`.
 
     Args:
         lags: Values that are read directly.
@@ -128,7 +128,7 @@ class SSMNForecaster(BaseForecaster):
         else:
             stack = hidden_map(self.model)
         self._online = OnlineForecaster(
-            stack, lags=self.lags, season=self.season, rule=self.rule, eta=self.eta, forget=self.forget,
+            stack, lags=self.lags, season=self.season, rule=cast(Rule, self.rule), eta=self.eta, forget=self.forget,
             ridge=self.ridge, norm_rate=self.norm_rate, seed=seed, placed=self.model is not None,
         )  # fmt: skip
         self._learn(y, X, True)

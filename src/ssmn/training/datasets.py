@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -63,7 +63,7 @@ class WindowDataset(Dataset[Window]):
 
     def __init__(
         self,
-        table: NDArray[np.floating] | Sequence[Sequence[float]],
+        table: NDArray[Any] | Sequence[Sequence[float]],
         *,
         context: int,
         horizon: int = 1,
@@ -128,7 +128,7 @@ class StreamDataset(IterableDataset[Piece]):
 
     def __init__(
         self,
-        table: NDArray[np.floating] | Sequence[Sequence[float]],
+        table: NDArray[Any] | Sequence[Sequence[float]],
         *,
         streams: int,
         piece: int,
@@ -160,7 +160,7 @@ class StreamDataset(IterableDataset[Piece]):
             yield Piece(x[:, begin : begin + self.piece], y[:, begin : begin + self.piece], begin == 0)
 
 
-def _table(owner: str, table: NDArray[np.floating] | Sequence[Sequence[float]]) -> Tensor:
+def _table(owner: str, table: NDArray[Any] | Sequence[Sequence[float]]) -> Tensor:
     array = np.asarray(table)
     if array.ndim == 1:
         array = array[:, np.newaxis]

@@ -1,8 +1,8 @@
 """Sequence classification on series that sktime ships: ours, ROCKET, and a GRU of as many weights.
 
-All three see the same training and test sets. Ours and ROCKET choose their ridge by leave-one-out errors of the training
-set; ROCKET's scaling (each series by itself, or all by the training set's mean and deviation) is chosen in the same way;
-the GRU's learning rate on a fifth of the training set, after which it is trained again on all of it.
+All three see the same training and test sets. Ours and ROCKET choose their ridge by leave-one-out errors of the
+training set; ROCKET's scaling (each series by itself, or all by the training set's mean and deviation) is chosen in the
+same way; the GRU's learning rate on a fifth of the training set, after which it is trained again on all of it.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def load(name: str, split: str) -> Set:
         raise MissingExtraError(
             f"classification: {error}; its data is sktime's: pip install 'sparse-stream[timeseries]'"
         ) from error
-    loaders = {
+    loaders: dict[str, Any] = {
         "JapaneseVowels": datasets.load_japanese_vowels,
         "BasicMotions": datasets.load_basic_motions,
         "ACSF1": datasets.load_acsf1,
@@ -91,7 +91,7 @@ def _rocket(train: Set, test: list[NDArray[np.float64]], settings: Mapping[str, 
     classes, best, found = np.unique(train[1]), math.inf, train[1][:0]
     targets = np.where(train[1][:, None] == classes, 1.0, -1.0)
     for each in (True, False):
-        x, mask = scaled(train[0], test, each)
+        x, _ = scaled(train[0], test, each)
         features = rocket(x.transpose(1, 2), settings["kernels"], settings["seed"])
         read = Ridge()
         read.add(features[: len(targets)], targets)
@@ -199,9 +199,7 @@ def _gru(train: Set, test: list[NDArray[np.float64]], settings: Mapping[str, Any
     return classes[answers(trained(order, best), slice(count, None))]
 
 
-def scaled(
-    train: list[NDArray[np.float64]], test: list[NDArray[np.float64]], each: bool
-) -> tuple[Tensor, Tensor]:
+def scaled(train: list[NDArray[np.float64]], test: list[NDArray[np.float64]], each: bool) -> tuple[Tensor, Tensor]:
     """Both sets as [n, T, channels] float32 with 0 after the end of a shorter series, and the mask [n, T].
 
     Args:
@@ -226,7 +224,9 @@ def tables(finished: Mapping[str, Result]) -> list[Table]:
     rows = []
     for name in SETS:
         for model in MODELS:
-            found = [run for run in finished.values() if (run["settings"]["set"], run["settings"]["model"]) == (name, model)]
+            found = [
+                run for run in finished.values() if (run["settings"]["set"], run["settings"]["model"]) == (name, model)
+            ]
             if found:
                 accuracies = [run["results"]["accuracy"] for run in found]
                 seconds = sum(run["results"]["cpu_seconds"] for run in found) / len(found)
