@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,19 @@ def test_the_engine_takes_the_same_steps() -> None:
     rows = np.array([2, 1])
     for name, tensor in packed.select(rows).named_tensors().items():
         torch.testing.assert_close(tensor, plain.select(rows).named_tensors()[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_quiet_rollout_is_not_made_loud() -> None:
+    run = run_of(Recall(4), epochs=1)
+    units = []
+    for scale in (1.0, 0.01, 0.01, 2.0):
+        rollout = run._collect()
+        values = torch.linspace(-1, 1, rollout.values.numel()).reshape(rollout.values.shape) * scale
+        quiet = {"rewards": torch.zeros_like(values), "values": values, "last_value": torch.zeros(4)}
+        run._update(dataclasses.replace(rollout, **quiet), 0.0)
+        units.append(run.advantage_unit)
+    assert units[1:3] == pytest.approx([0.99 * units[0], 0.99**2 * units[0]])
+    assert units[3] > 1.5 * units[0]
 
 
 @pytest.mark.parametrize("kind", ["ssmn", "gru", "lstm"])
