@@ -60,8 +60,8 @@ class TestTorchrl:
         from torchrl.modules import ProbabilisticActor
 
         module: Any = rl.SSMNModule(model(), in_key="observation", out_key="features")
-        make: Any = GymEnv
-        env = TransformedEnv(make("CartPole-v1"), Compose(InitTracker(), module.make_tensordict_primer()))
+        chain: Any = Compose
+        env = TransformedEnv(GymEnv("CartPole-v1"), chain(InitTracker(), module.make_tensordict_primer()))
         env.set_seed(3)
         head: Any = TensorDictModule(torch.nn.Linear(6, 2), in_keys=["features"], out_keys=["logits"])
         actor = ProbabilisticActor(
