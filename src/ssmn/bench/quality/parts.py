@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ssmn.bench.quality import (
     anomalies,
+    chaos,
     classical,
     classification,
     distance,
@@ -25,7 +26,7 @@ from ssmn.bench.quality.frame import Part
 
 TEXT = (lm, second_reading, shakespeare, output_memory, encoder)
 MEMORY = (recall, hops, distance, sparse, forgetting)
-SERIES = (system_identification, forecasting, classical, anomalies, classification, updates)
+SERIES = (system_identification, forecasting, classical, chaos, anomalies, classification, updates)
 CONTROL = (reinforcement,)
 
 PARTS: dict[str, Part] = {module.PART.name: module.PART for module in (*TEXT, *MEMORY, *SERIES, *CONTROL)}
