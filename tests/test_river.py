@@ -112,7 +112,10 @@ def test_labels_of_any_kind_may_come_late() -> None:
     right = []
     for step in range(400):
         label = ("low", "high", 7)[int(random.integers(3 if step > 100 else 2))]
-        x = {"v": {"low": -2.0, "high": 2.0, 7: 0.0}[label] + 0.3 * random.normal(), "w": random.normal()}
+        x: dict[Any, Any] = {
+            "v": {"low": -2.0, "high": 2.0, 7: 0.0}[label] + 0.3 * random.normal(),
+            "w": random.normal(),
+        }
         right.append(model.predict_one(x) == label)
         model.learn_one(x, label)
     assert np.mean(right[-100:]) > 0.85
