@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ssmn.bench.quality.system_identification import least_squares
 from ssmn.config import Plasticity, SSMNConfig
-from ssmn.demo.measuring import ASSETS, Progress, silent, torch_threads
+from ssmn.demo.measuring import ASSETS, Progress, is_same, saved_and_reloaded, silent, torch_threads
 from ssmn.errors import FileError
 from ssmn.models import SSMN
 from ssmn.probes import machine, resident_bytes
@@ -416,14 +416,7 @@ def tell_story(model: SSMN, state: StreamState, given: Disturbed, progress: Prog
         it was, and what each says of the next reading: the state and its copy with the shift, the fork without.
     """
     before = state.clone()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "state.safetensors"
-        start = time.perf_counter()
-        state.save(path, model)
-        saved = time.perf_counter()
-        reloaded = StreamState.load(path, model)
-        loaded = time.perf_counter()
-        file_bytes = path.stat().st_size
+    reloaded, file = saved_and_reloaded(state, model)
     progress("story", 1, 2, "saved, reloaded, forked")
     (other,) = state.fork(1)
     first = given.shift - BEFORE_SHIFT
@@ -436,23 +429,15 @@ def tell_story(model: SSMN, state: StreamState, given: Disturbed, progress: Prog
     }
     progress("story", 2, 2, "continued")
     return {
-        "file_bytes": file_bytes,
-        "save_milliseconds": 1e3 * (saved - start),
-        "load_milliseconds": 1e3 * (loaded - saved),
-        "reloaded_identical": _same(state, reloaded),
+        **file,
         "future_identical": torch.equal(said["original"], said["reloaded"]),
-        "parent_unchanged": _same(state, before),
+        "parent_unchanged": is_same(state, before),
         "position": int(state.position),
         "shift_after": BEFORE_SHIFT,
         "error_shifted": float((said["original"][:-1] - shifted[1:])[BEFORE_SHIFT + 12 :].abs().mean()),
         "error_unshifted": float((said["fork"][:-1] - unshifted[1:])[BEFORE_SHIFT + 12 :].abs().mean()),
         **{name: values.tolist() for name, values in said.items()},
     }
-
-
-def _same(first: StreamState, second: StreamState) -> bool:
-    pairs = zip(first.named_tensors().values(), second.named_tensors().values(), strict=True)
-    return all(torch.equal(a, b) for a, b in pairs)
 
 
 def run(*, limit: int | None = None, threads: int = 1, progress: Progress = silent) -> dict[str, Any]:

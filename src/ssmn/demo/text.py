@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import lzma
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from ssmn.bench import seed_table
 from ssmn.config import Plasticity
-from ssmn.demo.measuring import ASSETS, Progress, silent, torch_threads
+from ssmn.demo.measuring import ASSETS, Progress, is_same, saved_and_reloaded, silent, torch_threads
 from ssmn.errors import FileError
 from ssmn.generation import generate
 from ssmn.models import TextSSMN
@@ -298,14 +297,7 @@ def tell_story(material: Material, state: StreamState, progress: Progress = sile
     other = material.passage(int(0.9 * material.size), size)
     before = state.clone()
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "state.safetensors"
-        start = time.perf_counter()
-        state.save(path, model)
-        saved = time.perf_counter()
-        reloaded = StreamState.load(path, model)
-        loaded = time.perf_counter()
-        file_bytes = path.stat().st_size
+    reloaded, file = saved_and_reloaded(state, model)
 
     left, right = (Stream(model, fork) for fork in state.fork(2))
     token_bits(left, tokenizer.encode(b"\n" + passage))
@@ -328,18 +320,9 @@ def tell_story(material: Material, state: StreamState, progress: Progress = sile
     shown = np.unique(np.searchsorted(total, np.linspace(total[-1] / 20, total[-1], 120)).clip(max=len(total) - 1))
     curves = {name: (np.cumsum(values) / total)[shown].tolist() for name, values in bits.items()}
     return {
-        "file_bytes": file_bytes,
-        "save_milliseconds": 1e3 * (saved - start),
-        "load_milliseconds": 1e3 * (loaded - saved),
-        "reloaded_identical": all(
-            torch.equal(a, b)
-            for a, b in zip(state.named_tensors().values(), reloaded.named_tensors().values(), strict=True)
-        ),
+        **file,
         "future_identical": bool(np.array_equal(bits["original"], bits["reloaded"])),
-        "parent_unchanged": all(
-            torch.equal(a, b)
-            for a, b in zip(state.named_tensors().values(), before.named_tensors().values(), strict=True)
-        ),
+        "parent_unchanged": is_same(state, before),
         "position": int(state.position),
         "kilobytes": (total[shown] / 1e3).tolist(),
         **curves,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import numbers
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
@@ -40,7 +41,7 @@ _NO_TARGETS = object()
 """Stands for the y of a prediction; None is what a caller of `fit` has forgotten."""
 
 
-class _Estimator(BaseEstimator):
+class _Estimator(BaseEstimator, ABC):
     """What both estimators are: reading X, the features, the read-out, files."""
 
     def __init__(
@@ -274,21 +275,21 @@ class _Estimator(BaseEstimator):
     _takes_many = False
     """Whether y may be [n, K]."""
 
+    @abstractmethod
     def _encoded(self, y: NDArray[Any], classes: ArrayLike | None) -> NDArray[np.float64]:
         """What the read-out is to say, [n, K]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _loss(self, output: Tensor, targets: Tensor, level: Tensor, spread: Tensor) -> Tensor:
         """What the gradient epochs lower."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _fitted(self) -> dict[str, Any]:
         """Plain values that a file needs beside the settings."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _restore(self, fitted: dict[str, Any]) -> None:
         """The reverse of `_fitted`."""
-        raise NotImplementedError
 
 
 class SSMNRegressor(RegressorMixin, _Estimator):

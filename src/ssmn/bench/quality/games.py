@@ -7,6 +7,7 @@ The same draws and actions give the same observations, rewards and ends as POPGy
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ CARDS = 52
 """In a deck; card i is of suit i mod 4 and of colour i mod 2."""
 
 
-class Game(VectorEnv):
+class Game(VectorEnv, ABC):
     """What the games share: a random generator for each row, and a new episode in the step that ends one.
 
     Args:
@@ -68,14 +69,14 @@ class Game(VectorEnv):
             seen = self._observe()
         return seen, rewards, terminated, truncated, info
 
-    def _begin(self, rows: NDArray[np.bool_]) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _begin(self, rows: NDArray[np.bool_]) -> None: ...
 
-    def _observe(self) -> NDArray[Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def _observe(self) -> NDArray[Any]: ...
 
-    def _play(self, actions: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]:
-        raise NotImplementedError
+    @abstractmethod
+    def _play(self, actions: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]: ...
 
 
 class _Cards(Game):
