@@ -15,8 +15,8 @@ import ssmn
 PACKAGE = Path(ssmn.__file__).parent
 
 ORDER = [
-    "errors", "config", "files", "state", "native", "ops", "relatives", "layers", "models", "engine", "stream",
-    "training", "generation", "streaming", "series", "interfaces", "probes", "plots", "bench", "demo", "cli",
+    "errors", "config", "files", "state", "native", "ops", "layers", "relatives", "models", "engine", "stream",
+    "training", "generation", "streaming", "series", "interfaces", "probes", "plots", "live", "bench", "demo", "cli",
     "__main__",
 ]  # fmt: skip
 """A module imports only from those before it, and from its own folder."""

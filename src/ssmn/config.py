@@ -22,7 +22,10 @@ Head = Literal["point", "gaussian", "quantile"]
 Readout = Literal["none", "delta", "rls"]
 ReadoutFeatures = Literal["hidden", "inputs", "both"]
 
-_LAYER_TYPES: set[str] = {"static", "plastic"}
+_LAYER_TYPES: set[str] = {"static", "plastic", "lru", "amn", "hopfield", "ntm"}
+
+SLOTTED = ("hopfield", "ntm")
+"""Layer types whose memory has `memory_slots` rows."""
 
 MAX_MEMORY_HEAD_DIM = 256
 
@@ -90,6 +93,8 @@ class StackConfig:
     """Writes whose importance (η before any scaling) is below this are skipped; 0 = off."""
     chat_rounds: int = 0
     """R, rounds of internal recurrent chat: extra reads that answer (R + 1)-hop questions."""
+    memory_slots: int = 128
+    """N, rows of the memory of `hopfield` and `ntm` layers."""
     ffn_dim: int | None = None
     """Inner width of the feed-forward. None = 8/3 of `hidden_dim`, rounded up to a multiple of 8."""
     norm_eps: float = 1e-6
@@ -191,14 +196,21 @@ class StackConfig:
                 raise _refuse(owner, name, getattr(self, name), "a number in [0, 1]")
         if self.chat_rounds < 0:
             raise _refuse(owner, "chat_rounds", self.chat_rounds, "0 or more")
+        if self.memory_slots < 1:
+            raise _refuse(owner, "memory_slots", self.memory_slots, "at least 1")
         if self.ffn_dim < 1:
             raise _refuse(owner, "ffn_dim", self.ffn_dim, "at least 1")
         if self.norm_eps <= 0:
             raise _refuse(owner, "norm_eps", self.norm_eps, "a positive number")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values (JSON, TOML), with the kind of model under `kind`; everything derived is expanded."""
+        """Plain values (JSON, TOML), with the kind of model under `kind`; everything derived is expanded.
+
+        `memory_slots` is left out where no layer has any: such a model keeps its fingerprint.
+        """
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if not set(self.layer_types or ()) & set(SLOTTED):
+            del values["memory_slots"]
         return {"kind": self.kind, **{k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}}
 
     @classmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import ssmn.relatives  # noqa: F401  (their layers join the table of blocks)
 from ssmn.config import config_from_dict
 from ssmn.files import read_config
 from ssmn.models.stack import Stack
