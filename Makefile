@@ -32,12 +32,12 @@ demo: $(READY)
 corpus: $(READY)
 	$(BIN)/python -m ssmn.training.corpus --out data/text
 
-# The text (Debian's python3.11-doc, through apt) and the model that `ssmn demo` ships; about an hour on two cores.
-demo-model: $(READY)
-	$(BIN)/python -m ssmn.demo.corpus --out data/demo
-	$(BIN)/ssmn train demo --out runs/demo --set train.steps=3000 --set train.fresh_rate=0
-	$(BIN)/ssmn train demo --out runs/demo --set train.learning_rate=1.5e-3 --resume
-	cp data/demo/held-out.txt.xz src/ssmn/demo/assets/
+# The model that `ssmn demo` ships and the text that it reads; some two hours on two cores, and a run that was stopped
+# goes on.
+demo-model: corpus
+	$(BIN)/ssmn train demo --out runs/demo $$(test -e runs/demo/checkpoint.safetensors && echo --resume)
+	$(BIN)/python -m ssmn.demo.corpus --text data/text --out data/demo
+	cp data/demo/held-out.txt.xz data/demo/TEXT-LICENCES.md src/ssmn/demo/assets/
 	cp $(addprefix runs/demo/,config.json model.safetensors tokenizer.json train.toml) src/ssmn/demo/assets/model/
 
 # The notebook's outputs, after a change of the model that it shows.
