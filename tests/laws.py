@@ -613,7 +613,13 @@ def _layer(name: str, build: Callable[[], nn.Module], **settings: Any) -> Entry:
 
 
 def _model(name: str, build: Callable[[], SSMN | TextSSMN], **settings: Any) -> Entry:
-    return Entry(name, lambda backend, dtype: ModelSubject(backend, dtype, build(), **settings))
+    def trained() -> SSMN | TextSSMN:
+        model = build()
+        if isinstance(model, SSMN) and model.readout is not None:
+            model.output.reset_parameters()  # it begins at 0, where no law could see the blocks
+        return model
+
+    return Entry(name, lambda backend, dtype: ModelSubject(backend, dtype, trained(), **settings))
 
 
 def _memory(**settings: Any) -> Callable[[], nn.Module]:

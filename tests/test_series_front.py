@@ -25,7 +25,10 @@ SIZES: dict[str, Any] = {"hidden_dim": 16, "num_layers": 2, "num_heads": 2, "win
 
 
 def model_of(**settings: Any) -> SSMN:
-    return SSMN(SSMNConfig.from_dict({"input_dim": 3, "output_dim": 2, **SIZES, **settings}))
+    """A model whose output layer has weights, also where it begins without."""
+    model = SSMN(SSMNConfig.from_dict({"input_dim": 3, "output_dim": 2, **SIZES, **settings}))
+    model.output.reset_parameters()
+    return model
 
 
 def column(*values: float) -> Tensor:
@@ -522,6 +525,13 @@ def test_a_stream_takes_the_options_of_series() -> None:
     stepped = [stream.step(x[:, t], target=x[:, t, :2], future=future[:, t], static=static) for t in range(8)]
     whole = ssmn.Stream(model).push(x, target=x[..., :2], future=future, static=static)
     torch.testing.assert_close(torch.stack(stepped, 1), whole)
+
+
+@pytest.mark.parametrize("head", ["point", "gaussian", "quantile"])
+def test_with_a_read_out_an_untrained_output_says_nothing(head: str) -> None:
+    config = SSMNConfig.from_dict({"input_dim": 3, "output_dim": 2, **SIZES, "readout": "rls", "head": head})
+    prediction, _ = SSMN(config).predict(torch.randn(2, 7, 3))
+    assert not prediction.points().any()
 
 
 def test_memory_that_is_reset_forgets_what_the_read_out_learned() -> None:

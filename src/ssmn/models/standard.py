@@ -59,6 +59,9 @@ class SSMN(Stack):
                 config.readout_eta, config.readout_forget, config.readout_ridge,
             )
         )  # fmt: skip
+        if self.readout is not None:  # what an untrained output says would only be noise for the read-out to undo
+            nn.init.zeros_(self.output.weight)
+            nn.init.zeros_(self.output.bias)
 
     def _init_front(self, batch_size: int) -> State | None:
         weight = self.input.weight
