@@ -1,7 +1,8 @@
 """Tasks on tables and time series: reading tables, forecasting, anomalies."""
 
 from ssmn.series.detect import Detection, Detections, Detector, DetectorConfig
-from ssmn.series.forecast import Backtest, Choice, Forecast, Forecaster, ForecasterConfig
+from ssmn.series.forecast import Forecaster
+from ssmn.series.forecasts import Backtest, Choice, Forecast, ForecasterConfig
 from ssmn.series.tables import BadRow, Row, Table, TableRows, read_table, rows_from
 
 __all__ = [

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, cast
@@ -20,11 +20,13 @@ import torch
 from numpy.typing import NDArray
 
 from ssmn.config import SSMNConfig
-from ssmn.errors import ConfigError, FileError, RangeError, ShapeError, StateError
+from ssmn.errors import FileError, RangeError, ShapeError, StateError
 from ssmn.files import PathLike, read_file, write_file
 from ssmn.models import SSMN
+from ssmn.series.fitted import Errors, Fitted, Window, penalty_of, residual_quantiles
+from ssmn.series.forecasts import Array, Backtest, Choice, Forecast, ForecasterConfig
 from ssmn.series.readout import DelayedReadout, ridge
-from ssmn.series.tables import Table, Times, times_after
+from ssmn.series.tables import Table, times_after
 from ssmn.series.windows import (
     Moments,
     Regressors,
@@ -32,16 +34,10 @@ from ssmn.series.windows import (
     Shift,
     WindowSpec,
     WindowTask,
-    calendar,
-    chunks,
-    filled,
     moments,
-    truths,
 )
 from ssmn.training.loop import CHECKPOINT_FILE, Progress, train
 from ssmn.training.settings import OptimisationConfig, TrainConfig
-
-Array = NDArray[np.floating]
 
 ENOUGH_WINDOWS = 2_000
 """Windows from which on a network is trained unless `steps` says otherwise."""
@@ -53,152 +49,8 @@ SUMMARY_RIDGES = (0.1, 1.0, 10.0)
 """Ridges of the network's summary that are tried."""
 VALIDATION_SHARE = 0.2
 """Last share of the table that settings are chosen on, if no other rows are given."""
-INTERVAL_RATE = 0.005
-"""Step of the intervals' online quantiles, in units of a window's deviation."""
 
 _FORMAT = "forecaster 1"
-
-_Window = tuple[int, Array, Array, Array]
-"""Origin (the row after the window), φ [C, F], shift [C], scale [C]."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ForecasterConfig:
-    """Settings of a `Forecaster`; what has several values is chosen on validation rows."""
-
-    horizon: int = 96
-    """H, rows ahead."""
-    targets: tuple[str, ...] | None = None
-    """Columns to forecast; None = all that are named in neither `exogenous` nor `future`."""
-    exogenous: tuple[str, ...] = ()
-    """Columns that help but are not forecast; their last rows are read."""
-    future: tuple[str, ...] = ()
-    """Columns that are known for the rows to forecast, too."""
-    calendar: bool = False
-    """Reads the time of day and week (or of year) of the forecast; needs times."""
-    contexts: tuple[int, ...] = (96, 192, 336, 512)
-    """L, rows of a window, to choose from."""
-    shifts: tuple[Shift, ...] = ("mean", "last")
-    """What a window is freed of, to choose from."""
-    ridges: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0)
-    """Ridge of the closed form, as a share of the regressors' mean square, to choose from."""
-    quantiles: tuple[float, ...] = (0.1, 0.5, 0.9)
-    """Quantiles of the forecast, rising."""
-    forget: float = 0.9995
-    """What the read-out keeps per new row, in (0, 1]; 1 = it never forgets."""
-    hidden_dim: int = 32
-    """Width of the network that sums a window up; 0 = none."""
-    patch: int = 16
-    """Rows of a patch, the network's step."""
-    layer_types: tuple[str, ...] = ("static", "plastic", "static")
-    """Blocks of the network."""
-    steps: int | None = None
-    """Optimizer steps of the network, 0 = no network; None = 200 if there are at least 2,000 windows, else 0."""
-    learning_rate: float = 3e-3
-    """Of the network."""
-    seed: int = 0
-    """Of the network's weights and batches."""
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            if isinstance(getattr(self, field.name), list):
-                object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
-        for name, least in (("horizon", 1), ("hidden_dim", 0), ("patch", 1), ("seed", 0)):
-            self._whole(name, getattr(self, name), least)
-        if self.steps is not None:
-            self._whole("steps", self.steps, 0)
-        for context in self.contexts:
-            self._whole("contexts", context, 2)
-        for name in ("contexts", "shifts", "ridges", "quantiles"):
-            if not getattr(self, name):
-                raise self._refusal(name, "at least one")
-        if not set(self.shifts) <= {"mean", "last"}:
-            raise self._refusal("shifts", "names out of mean, last")
-        if not all(value > 0 and math.isfinite(value) for value in self.ridges):
-            raise self._refusal("ridges", "positive numbers")
-        rising = all(low < high for low, high in zip(self.quantiles, self.quantiles[1:], strict=False))
-        if not rising or not all(0 < level < 1 for level in self.quantiles):
-            raise self._refusal("quantiles", "rising numbers between 0 and 1")
-        if not 0.5 < self.forget <= 1:
-            raise self._refusal("forget", "a share above 0.5 and up to 1")
-
-    def _whole(self, name: str, value: object, least: int) -> None:
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise self._refusal(name, f"a whole number of at least {least}")
-
-    def _refusal(self, name: str, wanted: str) -> ConfigError:
-        return ConfigError(f"ForecasterConfig: {name}={getattr(self, name)!r}; wanted {wanted}.")
-
-
-@dataclass(frozen=True, eq=False)
-class Forecast:
-    """The rows that follow the last one known.
-
-    Attributes:
-        names: The C columns.
-        times: [H], or None if there were none.
-        mean: [H, C], the point forecast.
-        quantiles: [H, C, Q], never crossing.
-        levels: The Q quantiles' levels.
-    """
-
-    names: tuple[str, ...]
-    times: Times | None
-    mean: Array
-    quantiles: Array
-    levels: tuple[float, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Backtest:
-    """Errors of forecasts from rolling origins; every window counts.
-
-    Attributes:
-        names: The C columns.
-        windows: Origins that were forecast from.
-        mse: Mean squared error over all windows, steps and columns, in units of the fitted rows' deviation.
-        mae: Mean absolute error in the same units.
-        mse_by_step: [H], the same by step ahead.
-        column_mse: [C], in the columns' own units, squared.
-        column_mae: [C], in the columns' own units.
-        mase: [C], mean absolute error by that of the seasonal naive forecast one step ahead on the fitted rows.
-        coverage: Share of the truths within the outermost quantiles.
-        level: The share that should be.
-    """
-
-    names: tuple[str, ...]
-    windows: int
-    mse: float
-    mae: float
-    mse_by_step: Array
-    column_mse: Array
-    column_mae: Array
-    mase: Array
-    coverage: float
-    level: float
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What validation chose.
-
-    Attributes:
-        context: Rows of a window.
-        shift: What a window is freed of.
-        ridge: Of the values.
-        summary_ridge: Of the network's summary; None if the network is not used.
-        validation_mse: Of the chosen settings, in units of the fitted rows' deviation.
-        linear_mse: Of the best settings without the network.
-        network_mse: Of the best settings with it; None if there was none.
-    """
-
-    context: int
-    shift: Shift
-    ridge: float
-    summary_ridge: float | None
-    validation_mse: float
-    linear_mse: float
-    network_mse: float | None
 
 
 class Forecaster:
@@ -227,7 +79,7 @@ class Forecaster:
 
     def __init__(self, config: ForecasterConfig | None = None) -> None:
         self.config = config or ForecasterConfig()
-        self._fitted: _Fitted | None = None
+        self._fitted: Fitted | None = None
 
     # Fitting
 
@@ -266,7 +118,7 @@ class Forecaster:
         else:
             boundary -= max(config.horizon, round(VALIDATION_SHARE * boundary))
         fitted_rows = given.values[: boundary if validation is not None else len(given)]
-        fitted = _Fitted.prepare(config, names, given, fitted_rows)
+        fitted = Fitted.prepare(config, names, given, fitted_rows)
         rows = fitted.rows(given.values, given.times)
         choice, best = self._choose(rows, boundary, folder, on_step)
         fitted.choice = choice
@@ -330,7 +182,7 @@ class Forecaster:
             _Candidate(make, spec, learned, checked, value, summary, penalty, checked.error(weights))
             for value in config.ridges
             for summary in (SUMMARY_RIDGES if network is not None else (None,))
-            for penalty in [_penalty(learned.moment, widths, value, summary)]
+            for penalty in [penalty_of(learned.moment, widths, value, summary)]
             for weights in [ridge(learned.moment, learned.cross, penalty)]
         ]
         return min(found, key=lambda candidate: candidate.error)
@@ -380,13 +232,13 @@ class Forecaster:
         return cast(SSMN, result.model).eval()
 
     def _finish(
-        self, fitted: _Fitted, rows: Rows, given: Table, boundary: int, best: _Candidate, *, refit: bool
+        self, fitted: Fitted, rows: Rows, given: Table, boundary: int, best: _Candidate, *, refit: bool
     ) -> None:
         """Weights, intervals, and the last rows, whose truths are still to come."""
         horizon, make = self.config.horizon, best.make
         learned, penalty = best.learned, best.penalty
         weights = ridge(learned.moment, learned.cross, penalty)
-        fitted.offsets = _residual_quantiles(make, rows, boundary, weights, self.config.quantiles)
+        fitted.offsets = residual_quantiles(make, rows, boundary, weights, self.config.quantiles)
         if refit:
             first = max(best.spec.context, boundary - horizon + 1)
             learned = learned + best.checked
@@ -444,7 +296,7 @@ class Forecaster:
         """The last rows read, as far as forecasts and learning need them."""
         return self._need().recent
 
-    def _need(self) -> _Fitted:
+    def _need(self) -> Fitted:
         if self._fitted is None:
             raise StateError("Forecaster: it has not been fitted; call fit or load first.")
         return self._fitted
@@ -511,7 +363,7 @@ class Forecaster:
         fitted.recent = joined[max(0, len(joined) - kept) :]
         return len(joined) - before
 
-    def _walk(self, fitted: _Fitted, joined: Table, before: int) -> Iterator[_Window]:
+    def _walk(self, fitted: Fitted, joined: Table, before: int) -> Iterator[Window]:
         """Learns from the rows from `before` on; yields each window before the row that follows it is read."""
         rows, readout = fitted.rows(joined.values, joined.times), fitted.readout
         if self.config.future:
@@ -525,7 +377,7 @@ class Forecaster:
             window = next(windows)
             readout.observe(*window[1:])
 
-    def _walk_late(self, fitted: _Fitted, rows: Rows, before: int) -> Iterator[_Window]:
+    def _walk_late(self, fitted: Fitted, rows: Rows, before: int) -> Iterator[Window]:
         """With inputs known ahead: a window is complete, and learned from as a whole, once its last truth is there."""
         horizon, end = self.config.horizon, len(rows.values)
         first = max(fitted.choice.context, before - horizon + 1)
@@ -573,7 +425,7 @@ class Forecaster:
                 "stride of at least 1."
             )
         rows = fitted.rows(joined.values, joined.times)
-        sums = _Errors(fitted, horizon)
+        sums = Errors(fitted, horizon)
         end = before + total
         windows = self._walk(fitted, joined, before) if learn else fitted.windows(rows, before, end)
         for origin, features, shift, scale in windows:
@@ -643,7 +495,7 @@ class Forecaster:
         )
         step = None if header["step"] is None else np.timedelta64(header["step"], "ns")
         config = made.config
-        fitted = _Fitted(
+        fitted = Fitted(
             config, tuple(header["targets"]), recent.names, arrays["centre"], arrays["deviation"], arrays["naive"],
             header["season"], step,
         )  # fmt: skip
@@ -673,176 +525,6 @@ class _Candidate:
     summary_ridge: float | None
     penalty: Array
     error: float
-
-
-@dataclass(eq=False)
-class _Fitted:
-    """What fitting made, and what new rows change."""
-
-    config: ForecasterConfig
-    names: tuple[str, ...]
-    columns: tuple[str, ...]
-    centre: Array
-    """[all columns], mean of the fitted rows."""
-    deviation: Array
-    """[all columns], their standard deviation."""
-    naive: Array
-    """[C], mean absolute error of the seasonal naive forecast on the fitted rows, in deviations."""
-    season: int
-    step: np.timedelta64 | None
-    choice: Choice = dataclasses.field(init=False)
-    regressors: Regressors = dataclasses.field(init=False)
-    readout: DelayedReadout = dataclasses.field(init=False)
-    offsets: Array = dataclasses.field(init=False)
-    """[H, C, Q], quantiles of the errors in a window's deviations."""
-    recent: Table = dataclasses.field(init=False)
-
-    @classmethod
-    def prepare(cls, config: ForecasterConfig, names: tuple[str, ...], table: Table, rows: Array) -> _Fitted:
-        """Means, deviations and the naive error of the rows that weights are fitted on."""
-        known = np.isfinite(rows).sum(0)
-        if not (known >= 2).all():
-            raise RangeError(f"fit: column {table.names[int(known.argmin())]} has fewer than two values.")
-        centre, deviation = np.nanmean(rows, 0), np.nanstd(rows, 0)
-        deviation = np.where(deviation > 0, deviation, 1.0)
-        season = table.season if 2 * table.season <= len(rows) else 1
-        indices = [table.names.index(name) for name in names]
-        apart = np.abs(rows[season:, indices] - rows[:-season, indices]) / deviation[indices]
-        naive = np.nanmean(apart, 0) if len(apart) else np.ones(len(names))
-        return cls(config, names, table.names, centre, deviation, naive, season, table.step)
-
-    def copy(self) -> _Fitted:
-        """One that learns by itself."""
-        made = dataclasses.replace(self)
-        made.choice, made.regressors, made.recent = self.choice, self.regressors, self.recent
-        made.offsets = self.offsets.copy()
-        made.readout = DelayedReadout.from_arrays(self.readout.arrays(), self.readout.forget)
-        return made
-
-    def _standard(self, values: Array, names: Sequence[str]) -> Array:
-        indices = [self.columns.index(name) for name in names]
-        return (values[:, indices] - self.centre[indices]) / self.deviation[indices]
-
-    def rows(self, values: Array, times: Times | None, future: Array | None = None) -> Rows:
-        """Standardised rows [N, ..], and what is known of the H that follow."""
-        config, horizon = self.config, self.config.horizon
-        exogenous = np.nan_to_num(filled(self._standard(values, config.exogenous)))
-        known = np.nan_to_num(filled(self._standard(values, config.future)))
-        ahead = np.zeros((horizon, len(config.future)))
-        if future is not None:
-            indices = [self.columns.index(name) for name in config.future]
-            ahead = (future - self.centre[indices]) / self.deviation[indices]
-        parts = [np.concatenate([known, ahead])]
-        if config.calendar and times is not None and self.step is not None:
-            parts.append(calendar(np.concatenate([times, times_after(times, horizon)]), self.step))
-        return Rows(self._standard(values, self.names), exogenous, np.concatenate(parts, 1))
-
-    def windows(self, rows: Rows, begin: int, end: int) -> Iterator[_Window]:
-        """The windows that end just before the rows `begin` to `end` − 1."""
-        for origins in chunks(begin, end):
-            made = [self.regressors(rows, origins, channel) for channel in range(len(self.names))]
-            features, shifts, scales = (np.stack(part, 1) for part in zip(*made, strict=True))
-            for place, origin in enumerate(origins):
-                yield int(origin), features[place], shifts[place], scales[place]
-
-    def forecast(self, features: Array, shift: Array, scale: Array) -> tuple[Array, Array]:
-        """Mean [H, C] and quantiles [H, C, Q], in the columns' units."""
-        mean, quantiles = self.standard_forecast(features, shift, scale)
-        indices = [self.columns.index(name) for name in self.names]
-        centre, deviation = self.centre[indices], self.deviation[indices]
-        return mean * deviation + centre, quantiles * deviation[:, None] + centre[:, None]
-
-    def standard_forecast(self, features: Array, shift: Array, scale: Array) -> tuple[Array, Array]:
-        """The same in standardised units."""
-        mean = self.readout.predict(features).T + shift
-        return mean, np.sort(mean[..., None] + self.offsets * scale[:, None], -1)
-
-    def adapt(self, errors: Array, scales: Array) -> None:
-        """Moves the quantiles of the errors by one step of online quantile regression."""
-        if not len(errors):
-            return
-        error = (errors / scales)[..., None]
-        levels = np.array(self.config.quantiles)
-        offsets = self.offsets[: len(errors)]
-        step = np.where(np.isnan(error), 0.0, levels - (error < offsets))
-        offsets += INTERVAL_RATE * step
-
-
-class _Errors:
-    """Sums of a backtest."""
-
-    def __init__(self, fitted: _Fitted, horizon: int) -> None:
-        columns = len(fitted.names)
-        self.fitted = fitted
-        self.windows = 0
-        self.square, self.absolute = np.zeros((horizon, columns)), np.zeros((horizon, columns))
-        self.count = np.zeros((horizon, columns))
-        self.within = 0
-
-    def add(self, fitted: _Fitted, features: Array, shift: Array, scale: Array, truth: Array) -> None:
-        mean, quantiles = fitted.standard_forecast(features, shift, scale)
-        error = mean - truth
-        known = ~np.isnan(error)
-        error = np.where(known, error, 0.0)
-        self.square += error**2
-        self.absolute += np.abs(error)
-        self.count += known
-        self.within += int(((quantiles[..., 0] <= truth) & (truth <= quantiles[..., -1])).sum())
-        self.windows += 1
-
-    def result(self, levels: tuple[float, ...]) -> Backtest:
-        fitted, count = self.fitted, np.maximum(self.count, 1)
-        indices = [fitted.columns.index(name) for name in fitted.names]
-        deviation, by_column = fitted.deviation[indices], np.maximum(self.count.sum(0), 1)
-        mae = self.absolute.sum(0) / by_column
-        total = max(1.0, float(self.count.sum()))
-        return Backtest(
-            names=fitted.names,
-            windows=self.windows,
-            mse=float(self.square.sum()) / total,
-            mae=float(self.absolute.sum()) / total,
-            mse_by_step=self.square.sum(1) / count.sum(1),
-            column_mse=self.square.sum(0) / by_column * deviation**2,
-            column_mae=mae * deviation,
-            mase=mae / np.maximum(fitted.naive, 1e-12),
-            coverage=self.within / total,
-            level=levels[-1] - levels[0],
-        )
-
-
-def _penalty(moment: Array, widths: Sequence[tuple[str, int]], value: float, summary: float | None) -> Array:
-    """Each part's ridge times the mean square of its regressors."""
-    shares: Mapping[str, float] = {
-        "values": value,
-        "summary": summary or 0.0,
-        "scale": 0.01,
-        "beside": max(value, 0.01),
-    }
-    diagonal, penalty, begin = np.diag(moment), np.empty(len(moment)), 0
-    for name, width in widths:
-        part = slice(begin, begin + width)
-        if width:
-            penalty[part] = shares[name] * max(float(diagonal[part].mean()), 1e-9)
-        begin += width
-    return penalty
-
-
-def _residual_quantiles(
-    make: Regressors, rows: Rows, boundary: int, weights: Array, levels: tuple[float, ...]
-) -> Array:
-    """[H, C, Q], quantiles of the validation errors in units of the windows' deviations."""
-    horizon, quantiles = make.spec.horizon, []
-    weights = weights.astype(np.float32)
-    for channel in range(rows.values.shape[1]):
-        errors = []
-        for origins in chunks(max(boundary, make.spec.context), len(rows.values) - horizon + 1):
-            features, shift, scale = make(rows, origins, channel)
-            truth = truths(rows, origins, channel, horizon)
-            errors.append((truth - shift[:, None] - features @ weights) / scale[:, None])
-        found = np.concatenate(errors)
-        found = found[np.isfinite(found).all(1)]
-        quantiles.append(np.quantile(found, levels, axis=0).T if len(found) else np.zeros((horizon, len(levels))))
-    return np.stack(quantiles, 1).astype(np.float64)
 
 
 def _as_table(data: Table | Array, names: tuple[str, ...] | None) -> Table:
