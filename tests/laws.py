@@ -22,6 +22,8 @@ from ssmn.layers import SemanticEncoder, SlidingWindowAttention, SynapticMemory
 from ssmn.layers.blocks import Block, build_block
 from ssmn.models import SSMN, TextSSMN
 from ssmn.ops.chunked import MEMORY_CHUNK
+from ssmn.relatives import AMN, LRU, AssociativeMixer, LinearRecurrentUnit, LRUState
+from ssmn.relatives.base import Member
 from ssmn.state import Origin, PlasticState, State, StreamState, WindowState, read_state_file, write_state_file
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -495,6 +497,42 @@ class WindowOp(Subject):
         return output, final
 
 
+class ScanOp(Subject):
+    """`linear_scan`."""
+
+    channels = 11
+
+    def __init__(self, backend: Backend, dtype: torch.dtype, shared: bool) -> None:
+        super().__init__(backend, dtype)
+        self.shared = self.factors(1, 1, seed=3)[0, 0].requires_grad_() if shared else None
+
+    def factors(self, batch: int, time: int, seed: int) -> Tensor:
+        """Within the unit circle."""
+        generator = torch.Generator().manual_seed(seed)
+        size, angle = torch.rand(2, batch, time, self.channels, generator=generator, dtype=torch.float64)
+        return (size * torch.stack([torch.cos(6 * angle), torch.sin(6 * angle)])).movedim(0, -2).to(self.dtype)
+
+    def weights(self) -> Inputs:
+        return {} if self.shared is None else {"a": self.shared}
+
+    def inputs(self, batch: int, time: int, seed: int = 1) -> Inputs:
+        generator = torch.Generator().manual_seed(seed)
+        made = {"x": torch.randn(batch, time, 2, self.channels, generator=generator, dtype=torch.float64)}
+        if self.shared is None:
+            made["a"] = self.factors(batch, time, seed + 1)
+        return {name: x.to(self.dtype) for name, x in made.items()}
+
+    def fresh(self, batch: int) -> LRUState:
+        return LRUState(torch.zeros(batch, 2, self.channels, dtype=self.dtype))
+
+    def call(self, inputs: Inputs, state: State, **steps: Any) -> tuple[Tensor, State]:
+        assert isinstance(state, LRUState)
+        a = inputs["a"] if self.shared is None else self.shared
+        output, final = ops.linear_scan(a, inputs["x"], **steps, initial_state=state.hidden, output_final_state=True)
+        assert final is not None
+        return output, LRUState(final)
+
+
 def randomised(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Moves every weight: one that starts at zero would hide what it multiplies."""
     generator = torch.Generator().manual_seed(13)
@@ -512,6 +550,7 @@ class LayerSubject(Subject):
         super().__init__(backend, dtype)
         self.module, self.elapsed = randomised(module, dtype), elapsed
         mixer = module.mixer if isinstance(module, Block) else module
+        self.silent = isinstance(module, Member)
         self.mixer: Any = mixer
         self.window = mixer.window_size if isinstance(mixer, SlidingWindowAttention) else 1
         self.dim = next(weight.shape[-1] for weight in module.parameters() if weight.dim() == 2)
@@ -622,6 +661,10 @@ def _model(name: str, build: Callable[[], SSMN | TextSSMN], **settings: Any) -> 
     return Entry(name, lambda backend, dtype: ModelSubject(backend, dtype, trained(), **settings))
 
 
+def _scan_op(name: str, shared: bool) -> Entry:
+    return Entry(f"scan-op-{name}", lambda backend, dtype: ScanOp(backend, dtype, shared))
+
+
 def _memory(**settings: Any) -> Callable[[], nn.Module]:
     return lambda: SynapticMemory(48, **{"heads": 3, **settings})
 
@@ -664,6 +707,8 @@ OPS: tuple[Entry, ...] = (
     _window_op("rope-sinks", 14, rope_theta=100.0, sinks=True),
     _window_op("plain", 37),
     _window_op("one", 1, rope_theta=100.0, sinks=True),
+    _scan_op("every-step", shared=False),
+    _scan_op("shared", shared=True),
 )
 LAYERS: tuple[Entry, ...] = (
     _layer("memory-delta", _memory()),
@@ -674,6 +719,13 @@ LAYERS: tuple[Entry, ...] = (
     _layer("encoder", lambda: SemanticEncoder(13)),
     _layer("block-static", _block("static")),
     _layer("block-plastic", _block("plastic")),
+    _layer("lru", lambda: LinearRecurrentUnit(10, 7)),
+    _layer("lru-liquid", lambda: LRU(10, 7, 3, liquid=True), elapsed=True),
+    _layer("amn", lambda: AMN(10, 12, 3, memory_heads=2), elapsed=True),
+    _layer("amn-constant", lambda: AssociativeMixer(10, 7, liquid=False, gated=True)),
+    _layer("amn-no-manifold", lambda: AssociativeMixer(10, manifold=False), elapsed=True),
+    _layer("amn-chat", lambda: AssociativeMixer(12, memory_heads=3, chat_rounds=1, write_threshold=0.4), elapsed=True),
+    _layer("block-amn", _block("amn")),
 )
 MODELS: tuple[Entry, ...] = (
     _model("standard", lambda: SSMN(SSMNConfig(input_dim=5, output_dim=3, **_EVERYTHING)), elapsed=True),

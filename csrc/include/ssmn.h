@@ -3,8 +3,8 @@
  *
  * Arrays. Every array is dense, row-major, and listed with its axes; `float` is IEEE binary32. The letters:
  * B rows, T steps, H heads, K key width, V value width, N streams, C = ssmn_chunk_size(), NC = ceil(T / C);
- * in the attention Hq query heads, Hkv key/value heads (Hkv divides Hq), D head width, W window.
- * Any of B, T and N may be 0, and an array without elements may be NULL. Inputs are finite.
+ * in the scan C channels; in the attention Hq query heads, Hkv key/value heads (Hkv divides Hq), D head width, W
+ * window. Any of B, T and N may be 0, and an array without elements may be NULL. Inputs are finite.
  *
  * Ownership. The caller owns every array; nothing is kept after a call. Outputs do not overlap inputs or each
  * other, and every element of an output is written. Arguments are not checked: that is the caller's duty.
@@ -288,6 +288,52 @@ SSMN_API int32_t ssmn_output_memory(
     float* final_memory,       /* out [N, V, D] */
     float* final_key,          /* out [N, D] */
     float* final_prediction,   /* out [N, V] */
+    int32_t threads);
+
+/*
+ * The diagonal complex recurrence of linear recurrent units, C channels wide:
+ *
+ *     h_t = a_t h_{t-1} + x_t    (complex, channel by channel)
+ *
+ * A row holds the real parts of its channels, then the imaginary ones. At a closed step (mask 0) h_t = h_{t-1} whatever
+ * the arrays say; h_{t-1} is 0 at a step whose reset is 1 (closed or not). Streams as in ssmn_memory. Nothing is
+ * divided or exponentiated, so |a_t| <= 1 is all that a long stream needs.
+ */
+typedef struct ssmn_scan_call {
+    int64_t rows;     /* B */
+    int64_t steps;    /* T */
+    int64_t channels; /* C */
+    int64_t streams;  /* N */
+    int32_t shared;   /* a is one row for all steps of all streams if 1, a row per step if 0 */
+} ssmn_scan_call;
+
+SSMN_API int32_t ssmn_scan(
+    const ssmn_scan_call* call,
+    const float* a,             /* [B, T, 2, C], or [2, C] if shared */
+    const float* x,             /* [B, T, 2, C] */
+    const uint8_t* mask,        /* [B, T], 0 = closed; NULL = all open */
+    const uint8_t* reset,       /* [B, T], or NULL */
+    const int64_t* cu_seqlens,  /* [N + 1] or NULL */
+    const float* initial_state, /* [N, 2, C], or NULL for zeros */
+    float* h,                   /* out [B, T, 2, C] */
+    float* final_state,         /* out [N, 2, C], or NULL if it is not wanted */
+    int32_t threads);
+
+/* Gradients of ssmn_scan; h is what it computed. d_final_state may be NULL, which means zeros; d_initial_state is NULL
+ * if and only if initial_state is. */
+SSMN_API int32_t ssmn_scan_backward(
+    const ssmn_scan_call* call,
+    const float* a,
+    const uint8_t* mask,
+    const uint8_t* reset,
+    const int64_t* cu_seqlens,
+    const float* initial_state,
+    const float* h,
+    const float* d_h,           /* [B, T, 2, C] */
+    const float* d_final_state, /* [N, 2, C] or NULL */
+    float* d_a,                 /* out [B, T, 2, C]; if shared [N, 2, C], the part of every stream */
+    float* d_x,                 /* out [B, T, 2, C] */
+    float* d_initial_state,     /* out [N, 2, C] or NULL */
     int32_t threads);
 
 /*

@@ -21,6 +21,8 @@ struct Kernels {
     WindowForwardFunction* window_forward;
     WindowBackwardFunction* window_backward;
     decltype(&ssmn_output_memory) output_memory;
+    decltype(&ssmn_scan) scan;
+    decltype(&ssmn_scan_backward) scan_backward;
     decltype(&ssmn_matrix_product) matrix_product;
     decltype(&ssmn_engine_run) engine_run;
 };

@@ -127,6 +127,42 @@ extern "C" int32_t ssmn_output_memory(
         final_memory, final_key, final_prediction, threads);
 }
 
+extern "C" int32_t ssmn_scan(
+    const ssmn_scan_call* call,
+    const float* a,
+    const float* x,
+    const uint8_t* mask,
+    const uint8_t* reset,
+    const int64_t* cu_seqlens,
+    const float* initial_state,
+    float* h,
+    float* final_state,
+    int32_t threads) {
+    ssmn::prefer_large_pages(h, call->rows * call->steps * call->channels * 8);
+    return kernels().scan(call, a, x, mask, reset, cu_seqlens, initial_state, h, final_state, threads);
+}
+
+extern "C" int32_t ssmn_scan_backward(
+    const ssmn_scan_call* call,
+    const float* a,
+    const uint8_t* mask,
+    const uint8_t* reset,
+    const int64_t* cu_seqlens,
+    const float* initial_state,
+    const float* h,
+    const float* d_h,
+    const float* d_final_state,
+    float* d_a,
+    float* d_x,
+    float* d_initial_state,
+    int32_t threads) {
+    const int64_t bytes = call->rows * call->steps * call->channels * 8;
+    if (!call->shared) ssmn::prefer_large_pages(d_a, bytes);
+    ssmn::prefer_large_pages(d_x, bytes);
+    return kernels().scan_backward(
+        call, a, mask, reset, cu_seqlens, initial_state, h, d_h, d_final_state, d_a, d_x, d_initial_state, threads);
+}
+
 extern "C" int32_t ssmn_matrix_product(
     int64_t format,
     int64_t rows,

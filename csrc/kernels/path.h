@@ -16,6 +16,8 @@ extern WindowForwardFunction window_forward;
 extern WindowBackwardFunction window_backward;
 
 extern decltype(ssmn_output_memory) output_memory;
+extern decltype(ssmn_scan) scan;
+extern decltype(ssmn_scan_backward) scan_backward;
 extern decltype(ssmn_matrix_product) matrix_product;
 extern decltype(ssmn_engine_run) engine_run;
 

@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ssmn import errors, layers, ops, training
+    from ssmn import errors, layers, ops, relatives, training
     from ssmn.config import LONG_TERM, SHORT_TERM, Plasticity, SSMNConfig, TextSSMNConfig
     from ssmn.engine import Engine
     from ssmn.errors import SSMNError
@@ -35,6 +35,7 @@ _HOMES = {
     "layers": "ssmn.layers",
     "load_model": "ssmn.models",
     "ops": "ssmn.ops",
+    "relatives": "ssmn.relatives",
     "training": "ssmn.training",
 }
 """Where every public name lives; a module is its own home."""
@@ -56,6 +57,7 @@ __all__ = [
     "layers",
     "load_model",
     "ops",
+    "relatives",
     "training",
 ]
 

@@ -61,6 +61,12 @@ class OutputCall(Structure):
     ]
 
 
+class ScanCall(Structure):
+    """`ssmn_scan_call`."""
+
+    _fields_ = [*((name, c_int64) for name in ("rows", "steps", "channels", "streams")), ("shared", c_int32)]
+
+
 class Matrix(Structure):
     """`ssmn_matrix`."""
 
@@ -129,6 +135,8 @@ _KERNELS: dict[str, list[type]] = {
         POINTER(WindowSizes), c_int32, *_pointers(10), c_float, c_double, *_pointers(11), c_int32
     ],
     "ssmn_output_memory": [POINTER(OutputCall), *_pointers(15), c_int32],
+    "ssmn_scan": [POINTER(ScanCall), *_pointers(8), c_int32],
+    "ssmn_scan_backward": [POINTER(ScanCall), *_pointers(11), c_int32],
     "ssmn_matrix_product": [c_int64, c_int64, c_int64, c_void_p, c_int64, *_pointers(2), c_int32],
     "ssmn_engine_run": [POINTER(EngineSizes), POINTER(EngineCall)],
 }  # fmt: skip

@@ -11,11 +11,13 @@ from ssmn.ops.dispatch import (
     window_attention,
 )
 from ssmn.ops.output import output_memory
+from ssmn.ops.scan import linear_scan
 
 __all__ = [
     "MemoryTrace",
     "backend_status",
     "choose_backend",
+    "linear_scan",
     "memory_read",
     "memory_write",
     "output_memory",

@@ -12,6 +12,7 @@ from ssmn.bench.quality import (
     forecasting,
     forgetting,
     hops,
+    irregular,
     lm,
     output_memory,
     recall,
@@ -26,7 +27,7 @@ from ssmn.bench.quality.frame import Part
 
 TEXT = (lm, second_reading, shakespeare, output_memory, encoder)
 MEMORY = (recall, hops, distance, sparse, forgetting)
-SERIES = (system_identification, forecasting, classical, chaos, anomalies, classification, updates)
+SERIES = (system_identification, forecasting, classical, chaos, anomalies, classification, updates, irregular)
 CONTROL = (reinforcement,)
 
 PARTS: dict[str, Part] = {module.PART.name: module.PART for module in (*TEXT, *MEMORY, *SERIES, *CONTROL)}
