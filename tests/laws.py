@@ -22,8 +22,9 @@ from ssmn.layers import SemanticEncoder, SlidingWindowAttention, SynapticMemory
 from ssmn.layers.blocks import Block, build_block
 from ssmn.models import SSMN, TextSSMN
 from ssmn.ops.chunked import MEMORY_CHUNK
-from ssmn.relatives import AMN, LRU, AssociativeMixer, LinearRecurrentUnit, LRUState
+from ssmn.relatives import AMN, LRU, AssociativeMixer, Hopfield, LinearRecurrentUnit, LRUState
 from ssmn.relatives.base import Member
+from ssmn.relatives.hopfield import HopfieldMemory
 from ssmn.state import Origin, PlasticState, State, StreamState, WindowState, read_state_file, write_state_file
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -549,10 +550,10 @@ class LayerSubject(Subject):
     def __init__(self, backend: Backend, dtype: torch.dtype, module: nn.Module, elapsed: bool = False) -> None:
         super().__init__(backend, dtype)
         self.module, self.elapsed = randomised(module, dtype), elapsed
-        mixer = module.mixer if isinstance(module, Block) else module
+        mixer = module.mixer if isinstance(module, (Block, Member)) else module
         self.silent = isinstance(module, Member)
         self.mixer: Any = mixer
-        self.window = mixer.window_size if isinstance(mixer, SlidingWindowAttention) else 1
+        self.window = getattr(mixer, "window_size", 1)
         self.dim = next(weight.shape[-1] for weight in module.parameters() if weight.dim() == 2)
         if isinstance(mixer, SemanticEncoder):
             self.dim = mixer.hidden_dim
@@ -674,7 +675,9 @@ def _attention(window: int, **settings: Any) -> Callable[[], nn.Module]:
 
 
 def _block(kind: str) -> Callable[[], nn.Module]:
-    config = StackConfig(hidden_dim=24, num_layers=3, num_heads=6, num_kv_heads=3, memory_heads=3, window_size=14)
+    config = StackConfig(
+        hidden_dim=24, num_layers=3, num_heads=6, num_kv_heads=3, memory_heads=3, window_size=14, memory_slots=17
+    )
     return lambda: build_block(kind, config)
 
 
@@ -698,6 +701,7 @@ _RLS: dict[str, Any] = {
     "readout_forget": 0.02,
     "readout_features": "both",
 }
+_HOPFIELD: dict[str, Any] = {**_EVERYTHING, "layer_types": ("static", "hopfield", "static"), "memory_slots": 17}
 _OUTPUT: dict[str, Any] = {"output_memory": True, "output_eta": 1.5}
 
 OPS: tuple[Entry, ...] = (
@@ -726,11 +730,15 @@ LAYERS: tuple[Entry, ...] = (
     _layer("amn-no-manifold", lambda: AssociativeMixer(10, manifold=False), elapsed=True),
     _layer("amn-chat", lambda: AssociativeMixer(12, memory_heads=3, chat_rounds=1, write_threshold=0.4), elapsed=True),
     _layer("block-amn", _block("amn")),
+    _layer("block-hopfield", _block("hopfield"), elapsed=True),
+    _layer("hopfield-updates", lambda: HopfieldMemory(24, 3, slots=11, update_steps=3, pairing="same")),
+    _layer("hopfield-member", lambda: Hopfield(5, 24, 7, num_heads=3, memory_slots=11, update_steps=2)),
 )
 MODELS: tuple[Entry, ...] = (
     _model("standard", lambda: SSMN(SSMNConfig(input_dim=5, output_dim=3, **_EVERYTHING)), elapsed=True),
     _model("standard-series", lambda: SSMN(SSMNConfig(input_dim=5, output_dim=3, **_SERIES, **_SMALL)), elapsed=True),
     _model("standard-rls", lambda: SSMN(SSMNConfig(input_dim=5, output_dim=3, **_RLS, **_SMALL))),
+    _model("standard-hopfield", lambda: SSMN(SSMNConfig(input_dim=5, output_dim=3, **_HOPFIELD))),
     _model("text", lambda: TextSSMN(TextSSMNConfig(vocab_size=19, semantic_encoder=True, **_EVERYTHING))),
     _model("text-untied", lambda: TextSSMN(TextSSMNConfig(vocab_size=19, tie_embeddings=False, **_SMALL))),
     _model("text-output-memory", lambda: TextSSMN(TextSSMNConfig(vocab_size=19, **_OUTPUT, **_SMALL))),

@@ -4,8 +4,20 @@ Importing it puts their layers into the table of blocks, so that `layer_types` m
 """
 
 from ssmn.relatives import amn
+from ssmn.layers.blocks import register_mixer
 from ssmn.relatives.amn import AMN, LRU, AMNState, AssociativeMixer, LinearRecurrentUnit, LRUState
+from ssmn.relatives.hopfield import Hopfield, HopfieldMemory
 
-__all__ = ["AMN", "LRU", "AMNState", "AssociativeMixer", "LRUState", "LinearRecurrentUnit"]
+__all__ = [
+    "AMN",
+    "LRU",
+    "AMNState",
+    "AssociativeMixer",
+    "Hopfield",
+    "HopfieldMemory",
+    "LRUState",
+    "LinearRecurrentUnit",
+]
 
 amn.register()
+register_mixer("hopfield", HopfieldMemory.of)
