@@ -22,6 +22,7 @@ from ssmn.layers import SemanticEncoder, SlidingWindowAttention, SynapticMemory
 from ssmn.layers.blocks import Block, build_block
 from ssmn.models import SSMN, TextSSMN
 from ssmn.ops.chunked import MEMORY_CHUNK
+from ssmn.relatives import NeuralTuringMachine
 from ssmn.state import Origin, PlasticState, State, StreamState, WindowState, read_state_file, write_state_file
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -625,8 +626,16 @@ def _attention(window: int, **settings: Any) -> Callable[[], nn.Module]:
 
 
 def _block(kind: str) -> Callable[[], nn.Module]:
-    config = StackConfig(hidden_dim=24, num_layers=3, num_heads=6, num_kv_heads=3, memory_heads=3, window_size=14)
+    config = StackConfig(
+        hidden_dim=24, num_layers=3, num_heads=6, num_kv_heads=3, memory_heads=3, window_size=14, memory_slots=9
+    )
     return lambda: build_block(kind, config)
+
+
+def _machine() -> nn.Module:
+    return NeuralTuringMachine(
+        16, memory_slots=7, memory_width=5, read_heads=3, write_heads=2, controller="feedforward", shift_range=2
+    )
 
 
 _EVERYTHING: dict[str, Any] = {
@@ -668,6 +677,8 @@ LAYERS: tuple[Entry, ...] = (
     _layer("encoder", lambda: SemanticEncoder(13)),
     _layer("block-static", _block("static")),
     _layer("block-plastic", _block("plastic")),
+    _layer("block-ntm", _block("ntm")),
+    _layer("ntm-feedforward", _machine),
 )
 MODELS: tuple[Entry, ...] = (
     _model("standard", lambda: SSMN(SSMNConfig(input_dim=5, output_dim=3, **_EVERYTHING)), elapsed=True),
