@@ -22,7 +22,7 @@ from ssmn.layers import SemanticEncoder, SlidingWindowAttention, SynapticMemory
 from ssmn.layers.blocks import Block, build_block
 from ssmn.models import SSMN, TextSSMN
 from ssmn.ops.chunked import MEMORY_CHUNK
-from ssmn.relatives import AMN, LRU, AssociativeMixer, Hopfield, LinearRecurrentUnit, LRUState
+from ssmn.relatives import AMN, LRU, AssociativeMixer, Hopfield, LinearRecurrentUnit, LRUState, NeuralTuringMachine
 from ssmn.relatives.base import Member
 from ssmn.relatives.hopfield import HopfieldMemory
 from ssmn.state import Origin, PlasticState, State, StreamState, WindowState, read_state_file, write_state_file
@@ -681,6 +681,12 @@ def _block(kind: str) -> Callable[[], nn.Module]:
     return lambda: build_block(kind, config)
 
 
+def _machine() -> nn.Module:
+    return NeuralTuringMachine(
+        16, memory_slots=7, memory_width=5, read_heads=3, write_heads=2, controller="feedforward", shift_range=2
+    )
+
+
 _EVERYTHING: dict[str, Any] = {
     "hidden_dim": 48, "num_layers": 3, "layer_types": ("static", "plastic", "static"), "num_heads": 6,
     "num_kv_heads": 3, "memory_heads": 3, "window_size": 14, "attention_sinks": True, "write_threshold": 0.3,
@@ -733,6 +739,8 @@ LAYERS: tuple[Entry, ...] = (
     _layer("block-hopfield", _block("hopfield"), elapsed=True),
     _layer("hopfield-updates", lambda: HopfieldMemory(24, 3, slots=11, update_steps=3, pairing="same")),
     _layer("hopfield-member", lambda: Hopfield(5, 24, 7, num_heads=3, memory_slots=11, update_steps=2)),
+    _layer("block-ntm", _block("ntm")),
+    _layer("ntm-feedforward", _machine),
 )
 MODELS: tuple[Entry, ...] = (
     _model("standard", lambda: SSMN(SSMNConfig(input_dim=5, output_dim=3, **_EVERYTHING)), elapsed=True),

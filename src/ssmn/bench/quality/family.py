@@ -119,7 +119,11 @@ def measure(run: Run, place: Workplace) -> Result | None:
     settings = run.settings
     task = family_tasks(place.options.quick)[settings["task"]]
     torch.manual_seed(settings["seed"])
-    model, kind, steps = model_of(settings["member"], task, settings["equal"]), MEMBERS[settings["member"]], settings["steps"]
+    model, kind, steps = (
+        model_of(settings["member"], task, settings["equal"]),
+        MEMBERS[settings["member"]],
+        settings["steps"],
+    )
     optimiser = torch.optim.AdamW(model.parameters(), settings["rate"], betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: min((step + 1) / WARMUP, 0.5 * (1 + math.cos(math.pi * step / steps)) + 0.02)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from ssmn.bench.quality import (
+    algorithms,
     anomalies,
     chaos,
     classical,
     classification,
     distance,
     encoder,
+    family,
     forecasting,
     forgetting,
     hops,
@@ -27,8 +29,9 @@ from ssmn.bench.quality.frame import Part
 
 TEXT = (lm, second_reading, shakespeare, output_memory, encoder)
 MEMORY = (recall, hops, distance, sparse, forgetting)
-SERIES = (system_identification, forecasting, classical, chaos, anomalies, classification, updates, irregular)
+SERIES = (system_identification, forecasting, classical, chaos, anomalies, classification, updates)
+FAMILY = (family, algorithms, irregular)
 CONTROL = (reinforcement,)
 
-PARTS: dict[str, Part] = {module.PART.name: module.PART for module in (*TEXT, *MEMORY, *SERIES, *CONTROL)}
+PARTS: dict[str, Part] = {module.PART.name: module.PART for module in (*TEXT, *MEMORY, *SERIES, *CONTROL, *FAMILY)}
 """By name, in the order in which they are run."""
