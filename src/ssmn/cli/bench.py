@@ -263,6 +263,31 @@ def quality(
         raise typer.Exit(130)
 
 
+@app.command(epilog="Example: ssmn bench family --seeds 1 --minutes 30 --plot figures")
+def family(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of finished runs; what is there is kept.")] = Path(
+        "runs/quality"
+    ),
+    seeds: Annotated[int, typer.Option(min=1, help="Repetitions of each run.")] = 3,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", metavar="PATTERN", help="Runs to do, such as '*-ntm-*'; repeatable.")
+    ] = None,
+    minutes: Annotated[float | None, typer.Option(min=0.0, help="Stop after so many; the next call goes on.")] = None,
+    report_only: Annotated[bool, typer.Option("--report", help="Only show what is finished.")] = False,
+    quick: Quick = False,
+    threads: options.Threads = None,
+    json: Json = None,
+    markdown: Markdown = None,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="DIR", help="The drawing, here.")] = None,
+    dark: Dark = False,
+) -> None:
+    """AMN, LRU, Hopfield network, NTM, SSMN, LSTM and GRU in the same stack, on eight tasks: `quality --part family`."""
+    quality(
+        part=["family"], out=out, seeds=seeds, only=only, minutes=minutes, report_only=report_only, quick=quick,
+        threads=threads, json=json, markdown=markdown, plot=plot, dark=dark,
+    )  # fmt: skip
+
+
 def _draw_parts(results: dict[str, Any], folder: Path, dark: bool) -> None:
     from ssmn import plots
     from ssmn.bench.quality import PARTS

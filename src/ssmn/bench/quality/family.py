@@ -48,22 +48,23 @@ WIDTH, HEADS, WINDOW, SLOTS = 32, 2, 4, 32
 PARAMETERS = 60_000
 STATE_BYTES = 2_048
 """Of the memory under test, in the second comparison."""
-WIDTHS = range(8, 513, 4)
+WIDTHS, NARROW = range(8, 513, 4), 64
+"""Widths to choose from there, and that of the feed-forward."""
 RATES = (3e-3, 1e-2)
-STEPS, ROWS, TESTED = 600, 32, 512
+STEPS, ROWS, TESTED = 400, 24, 512
 WARMUP, CLIP = 30, 1.0
 
 
 def runs(options: Options) -> Generator[Run, Result | None, None]:
     """Equal parameters, then equal bytes: for each task and member every learning rate, then more seeds of the best."""
-    names = list(family_tasks(quick=True))
+    names = list(family_tasks(quick=True))[: 2 if options.quick else None]
     for equal in ("parameters", "bytes"):
         for task in names:
             for member in MEMBERS:
                 if equal == "bytes" and MEMBERS[member] == "static":
                     continue  # its window is all that it has
                 found = {}
-                for rate in RATES:
+                for rate in RATES[: 1 if options.quick else None]:
                     found[rate] = yield _run(equal, task, member, rate, 0, options)
                 if any(result is None for result in found.values()):
                     continue
@@ -101,7 +102,7 @@ def model_of(member: str, task: FamilyTask, equal: str) -> SSMN:
 
 def _of_width(config: SSMNConfig, width: int) -> SSMNConfig:
     slots = max(2, STATE_BYTES // (8 * width))  # a memory of slots is as long as the bytes allow
-    return dataclasses.replace(config, hidden_dim=width, ffn_dim=None, memory_slots=min(SLOTS, slots))
+    return dataclasses.replace(config, hidden_dim=width, ffn_dim=NARROW, memory_slots=min(SLOTS, slots))
 
 
 def _distance(kind: str, config: SSMNConfig) -> float:

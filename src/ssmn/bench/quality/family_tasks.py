@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from ssmn.training.episodes import EPISODES
 from ssmn.training.irregular import IrregularTask, Waves
-from ssmn.training.tasks import TASKS
+from ssmn.training.tasks import MultiQueryRecall
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def _recall(pairs: int, symbols: int) -> FamilyTask:
 
 
 def _adding(length: int) -> FamilyTask:
-    """Numbers in [0, 1], two of them marked, one in each half: at the end their sum (Hochreiter & Schmidhuber, 1997)."""
+    """Numbers in [0, 1], one marked in each half: at the end the sum of the two (Hochreiter & Schmidhuber, 1997)."""
 
     def draw(generator: torch.Generator, rows: int, split: str) -> Episode:
         numbers, marks = torch.rand(rows, length, generator=generator), torch.zeros(rows, length)
