@@ -12,6 +12,7 @@ from ssmn.plots.texts import CONDITIONS, fork, memory_and_speed, second_reading,
 
 __all__ = [
     "CONDITIONS",
+    "LIGHT",
     "WAYS",
     "Look",
     "bars",
