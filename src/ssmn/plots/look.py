@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from ssmn.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
 
@@ -53,9 +55,43 @@ class Look:
             return ("#56b4e9", "#e69f00", "#2fc79a", "#e08fbe")
         return ("#0072b2", "#c76b00", "#008a63", "#a8558a")
 
+    @property
+    def signed(self) -> tuple[str, ...]:
+        """Five stops from the most negative (blue) over 0, which is the paper itself, to the most positive (orange).
+
+        Away from 0 the lightness changes one way on both sides, so the scale also reads without colour.
+        """
+        if self.dark:
+            return ("#c4e8ff", "#3f93c4", self.paper, "#c47d12", "#ffe2ad")
+        return ("#023d61", "#4698cb", self.paper, "#dd8a33", "#6b3600")
+
+    @property
+    def rising(self) -> tuple[str, ...]:
+        """Three stops from 0, which is the paper itself, to the most (blue)."""
+        return (self.paper, "#3f93c4", "#c4e8ff") if self.dark else (self.paper, "#4698cb", "#023d61")
+
 
 LIGHT = Look()
 """On white paper, wide."""
+
+SCALE: dict[str, Any] = {"shrink": 0.6, "aspect": 34, "pad": 0.02}
+"""How the bar of a colour scale stands below its maps."""
+
+CAPTIONS = {
+    "memory_maps": "Look for bright rows and columns: what is written often. A map without structure holds many "
+    "patterns laid over each other; an empty one has forgotten. Blue is negative, orange positive.",
+    "spectra": "Look at how far the line stays up. Each step is one direction that the memory can tell apart: a line "
+    "that falls at once holds few patterns, one that stays level to the right edge is full.",
+    "along_text": "Look for peaks: surprising tokens are new to the model, important ones are written firmly. The "
+    "memory's size rises where much is new and levels off where writing and forgetting balance.",
+    "attention_maps": "Look how far from the diagonal each map reaches: the window sees a band of fixed width and "
+    "nothing before it, the memory draws on any earlier token. Blue takes away: a later write corrected it.",
+    "forgetting_curves": "Look where a line crosses one half: that is the half-life. A larger λ moves it to the left, "
+    "a larger η overwrites sooner.",
+    "memory_distance": "Look how soon the lines rise after the fork: the two streams are equal up to it, and their "
+    "memories part as they read different things.",
+}
+"""By the name of the drawing: what to look for in it."""
 
 
 @contextmanager
@@ -97,6 +133,19 @@ def figure_of(look: Look, height: float, panels: tuple[int, int] = (1, 1), **gri
         figure = Figure(figsize=(4.1 if look.narrow else 8.4, height), dpi=200, layout=layout)
         axes = figure.subplots(*panels, squeeze=False, **grid)
         yield figure, axes
+
+
+def colour_map(stops: Sequence[str]) -> Colormap:
+    """A scale of colours from evenly spaced stops."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("ssmn", list(stops), N=257)  # odd, so that 0 has a colour of its own
+
+
+def caption(figure: Figure, name: str, look: Look) -> None:
+    """What to look for, below the figure."""
+    text = "\n".join(textwrap.wrap(CAPTIONS[name], 58 if look.narrow else 124))
+    figure.supxlabel(text, x=0.015, ha="left", fontsize="small", color=look.muted, linespacing=1.35)
 
 
 def png(figure: Figure) -> bytes:
