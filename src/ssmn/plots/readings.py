@@ -106,7 +106,10 @@ def attention_maps(maps: Mapping[str, Any], pieces: Sequence[str], look: Look = 
     columns = 1 if look.narrow else min(2, len(checked))
     rows = -(-len(checked) // columns)
     room = (24 if look.narrow else 40) if columns == 1 or len(pieces) <= 40 else 40
-    with figure_of(look, 1.4 + rows * (4.4 if look.narrow else 4.6 if columns == 2 else 6.4), (rows, columns)) as (figure, axes):
+    with figure_of(look, 1.4 + rows * (4.4 if look.narrow else 4.6 if columns == 2 else 6.4), (rows, columns)) as (
+        figure,
+        axes,
+    ):
         for axis, (name, values) in zip(axes.flat, checked.items(), strict=False):
             signed, end = bool((values < 0).any()), signed_end([np.tril(values)])
             axis.grid(visible=False)
