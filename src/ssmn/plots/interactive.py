@@ -64,7 +64,7 @@ def theme(look: Look) -> Drawing:
         "paper_bgcolor": look.paper,
         "plot_bgcolor": look.paper,
         "font": {"family": "system-ui, -apple-system, Segoe UI, Roboto, sans-serif", "size": 12, "color": look.ink},
-        "colorway": list(look.colours),
+        "colorway": [*look.colours, look.muted],
         "hoverlabel": {"bgcolor": look.paper, "bordercolor": look.muted, "font": {"color": look.ink, "size": 12}},
         "coloraxis": {"colorscale": _stops(look.signed), "colorbar": bar},
         "coloraxis2": {"colorscale": _stops(look.rising), "colorbar": bar},
@@ -158,8 +158,8 @@ def along_text(pieces: Sequence[str], values: Mapping[str, Sequence[float]], *, 
     Example:
         >>> from ssmn.plots.interactive import along_text
         >>> drawing = along_text(["so", " it"], {"surprise (bits)": [7.5, float("nan")]})
-        >>> drawing["data"][0]["y"], drawing["layout"]["yaxis"]["title"]["text"]
-        ([7.5, None], 'surprise (bits)')
+        >>> drawing["data"][0]["y"], drawing["layout"]["annotations"][0]["text"]
+        ([7.5, None], '<b>surprise (bits)</b>')
     """
     if not pieces or not values:
         raise RangeError("along_text: there is nothing to draw; wanted tokens and at least one number for each.")
@@ -167,9 +167,10 @@ def along_text(pieces: Sequence[str], values: Mapping[str, Sequence[float]], *, 
     traces: list[Drawing] = []
     layout: Drawing = {
         "height": 90 + 145 * count,
-        "margin": {"l": 64, "r": 12, "t": 12, "b": 96},
+        "margin": {"l": 48, "r": 12, "t": 8, "b": 96},
         "hovermode": "x",
         "showlegend": False,
+        "annotations": [],
         "xaxis": {
             "type": "category", "nticks": 24, "tickangle": 90, "tickfont": {"size": 10}, "showgrid": False,
             "range": [-0.5, len(pieces) - 0.5], "title": {"text": "position and token", "standoff": 8},
@@ -195,9 +196,14 @@ def along_text(pieces: Sequence[str], values: Mapping[str, Sequence[float]], *, 
             }
         )
         layout[_axis("yaxis", number)] = {
-            "domain": [max(0.0, top - 0.84 / count), top], "title": {"text": name, "font": {"size": 12}},
-            "rangemode": "tozero", "nticks": 4,
+            "domain": [max(0.0, top - 0.74 / count), top - 0.1 / count], "rangemode": "tozero", "nticks": 4,
         }  # fmt: skip
+        layout["annotations"].append(
+            {
+                "text": f"<b>{name}</b>", "xref": "paper", "x": 0, "xanchor": "left", "yref": "paper",
+                "y": top - 0.1 / count, "yanchor": "bottom", "showarrow": False,
+            }
+        )  # fmt: skip
     return {"data": traces, "layout": layout}
 
 
@@ -256,11 +262,11 @@ def forgetting_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float
     """
     if not curves:
         raise RangeError("forgetting_curves: there is no curve to draw; wanted at least one.")
-    dashes = ("solid", "dash", "dashdot", "dot")
+    dashes = ("solid", "dash", "dashdot", "dot", "longdash")
     traces = [
         {
             "type": "scatter", "mode": "lines", "name": name, "x": rounded(steps), "y": rounded(left),
-            "line": {"width": 2.2, "dash": dashes[number % 4]}, "hovertemplate": "%{y:.3f}",
+            "line": {"width": 2.2, "dash": dashes[number % 5]}, "hovertemplate": "%{y:.3f}",
         }
         for number, (name, (steps, left)) in enumerate(curves.items())
     ]  # fmt: skip
@@ -269,7 +275,10 @@ def forgetting_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float
         "margin": {"l": 52, "r": 12, "t": 12, "b": 44},
         "hovermode": "x unified",
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
-        "xaxis": {"type": "log", "title": {"text": "steps since the write"}, "dtick": 1, "showgrid": False},
+        "xaxis": {
+            "type": "log", "title": {"text": "steps since the write"}, "dtick": 1, "tickformat": ",d",
+            "showgrid": False,
+        },
         "yaxis": {"title": {"text": "share that is left"}, "rangemode": "tozero"},
         "shapes": [
             {
