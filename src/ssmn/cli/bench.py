@@ -281,7 +281,7 @@ def family(
     plot: Annotated[Path | None, typer.Option("--plot", metavar="DIR", help="The drawing, here.")] = None,
     dark: Dark = False,
 ) -> None:
-    """AMN, LRU, Hopfield network, NTM, SSMN, LSTM and GRU in the same stack, on eight tasks: `quality --part family`."""
+    """AMN, LRU, Hopfield network, NTM, SSMN, LSTM and GRU in the same stack, on eight tasks (`--part family`)."""
     quality(
         part=["family"], out=out, seeds=seeds, only=only, minutes=minutes, report_only=report_only, quick=quick,
         threads=threads, json=json, markdown=markdown, plot=plot, dark=dark,

@@ -5,7 +5,7 @@ figure; `png` turns one into bytes. Nothing is drawn through pyplot, so there is
 the same kinds of drawings for a browser.
 """
 
-from ssmn.plots.comparisons import bars, cost_against_length, spread_lines
+from ssmn.plots.comparisons import bars, cost_against_length, ranked, spread_lines
 from ssmn.plots.look import CAPTIONS, LIGHT, Look, png
 from ssmn.plots.memory import forgetting_curves, memory_distance, memory_maps, spectra
 from ssmn.plots.readings import along_text, attention_maps
@@ -32,6 +32,7 @@ __all__ = [
     "memory_distance",
     "memory_maps",
     "png",
+    "ranked",
     "second_reading",
     "seed_table",
     "spectra",

@@ -36,6 +36,37 @@ def bars(values: Mapping[str, float], look: Look = LIGHT, x_label: str = "", our
     return figure
 
 
+def ranked(panels: Mapping[str, Mapping[str, float]], look: Look = LIGHT, ours: str = "") -> Figure:
+    """A panel for each group with a bar for each value, the smallest on top: errors, so shorter is better.
+
+    Args:
+        panels: By title, then by name.
+        look: Where it is to be seen.
+        ours: The beginning of our names; those bars have the first colour.
+
+    Raises:
+        RangeError: There is nothing to draw.
+    """
+    if not any(panels.values()):
+        raise RangeError("plots: there are no bars; wanted at least one value.")
+    blue, *_ = look.colours
+    columns = 1 if look.narrow else 2
+    rows, most = -(-len(panels) // columns), max(map(len, panels.values()))
+    with figure_of(look, 0.6 + (0.9 + 0.26 * most) * rows, (rows, columns)) as (drawing, axes):
+        for panel, (title, values) in zip(axes.flat, panels.items(), strict=False):
+            ordered = sorted(values.items(), key=lambda item: -item[1])
+            colours = [blue if ours and name.startswith(ours) else look.muted for name, _ in ordered]
+            drawn = panel.barh(range(len(ordered)), [value for _, value in ordered], color=colours, height=0.66)
+            panel.bar_label(drawn, [f"{value:.3f}" for _, value in ordered], padding=3, fontsize="small")
+            panel.set_yticks(range(len(ordered)), [name for name, _ in ordered])
+            panel.grid(axis="y", visible=False)
+            panel.margins(x=0.15)
+            panel.set_title("\n".join(textwrap.wrap(title, 44)))
+        for panel in axes.flat[len(panels) :]:
+            panel.set_visible(False)
+    return drawing
+
+
 def cost_against_length(figures: Sequence[Mapping[str, Any]], look: Look = LIGHT) -> Figure:
     """What a benchmark measured against the length of the sequence, on log axes: a panel for each kind of figure.
 

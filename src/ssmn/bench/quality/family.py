@@ -112,7 +112,8 @@ def _distance(kind: str, config: SSMNConfig) -> float:
 
 def memory_bytes(kind: str, config: SSMNConfig) -> int:
     """Bytes that a layer of this kind keeps per stream."""
-    return build_block(kind, config).init_state(1).nbytes
+    with torch.device("meta"):  # sizes alone, no weights
+        return build_block(kind, config).init_state(1).nbytes
 
 
 def measure(run: Run, place: Workplace) -> Result | None:

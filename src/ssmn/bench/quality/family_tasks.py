@@ -93,7 +93,7 @@ def _algorithm(name: str, settings: Mapping[str, int]) -> FamilyTask:
 
 
 def _recall(pairs: int, symbols: int) -> FamilyTask:
-    task = TASKS["mqar"].__call__(pairs=pairs, vocab_size=symbols + 8)
+    task = MultiQueryRecall(pairs=pairs, vocab_size=symbols + 8)
 
     def draw(generator: torch.Generator, rows: int, split: str) -> Episode:
         batch = task.batch(0, batch_size=rows, seed=int(torch.randint(2**31, (), generator=generator)))
