@@ -41,7 +41,10 @@ def _facts(numbers: Mapping[str, Any]) -> list[tuple[str, str]]:
             f"{', '.join(config['layer_types'])}, window {config['window_size']}, {config['vocab_size']:,} tokens; "
             f"trained by `ssmn train demo` (see `make demo-model`)",
         ),
-        ("Text", "held-out chapters of the Python 3.11 documentation (PSF licence); the model was trained on others"),
+        (
+            "Text",
+            "whole held-out novels, Bible books, manuals and program code in turn; the model was trained on others",
+        ),
         (
             "Machine",
             f"{machine['processor']}, {machine['cores']} cores, torch {machine['torch']}; threads: "
