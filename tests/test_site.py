@@ -83,6 +83,20 @@ def test_links_lead_to_pages_of_the_site(page: str, text: str, shown: str | None
     assert hook("elsewhere").relinked(text, page) == (text if shown is None else shown)
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("k from h_{t−1}, S_0", "k from h<sub>t−1</sub>, S<sub>0</sub>"),
+        ("`a_t` and k_tᵀ, W_f.", "`a_t` and k<sub>t</sub>ᵀ, W<sub>f</sub>."),
+        ("text\n\n    S_t = a_t\n\nh_t, d_model", "text\n\n    S_t = a_t\n\nh<sub>t</sub>, d_model"),
+        ("```\nh_t\n```", None),
+        ("[h](a/b_c.md#x_y)", None),
+    ],
+)
+def test_formulas_in_text_have_subscripts(text: str, shown: str | None) -> None:
+    assert hook("formulas").subscripted(text) == (text if shown is None else shown)
+
+
 def test_every_public_module_has_a_page() -> None:
     package = Path(ssmn.__file__).parent
     modules = {path.stem for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
