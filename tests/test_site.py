@@ -89,6 +89,7 @@ def test_links_lead_to_pages_of_the_site(page: str, text: str, shown: str | None
         ("k from h_{t−1}, S_0", "k from h<sub>t−1</sub>, S<sub>0</sub>"),
         ("`a_t` and k_tᵀ, W_f.", "`a_t` and k<sub>t</sub>ᵀ, W<sub>f</sub>."),
         ("text\n\n    S_t = a_t\n\nh_t, d_model", "text\n\n    S_t = a_t\n\nh<sub>t</sub>, d_model"),
+        ("(1 − λ)^g", "(1 − λ)<sup>g</sup>"),
         ("```\nh_t\n```", None),
         ("[h](a/b_c.md#x_y)", None),
     ],
@@ -164,7 +165,7 @@ def test_built_pages_are_whole_and_fetch_nothing(site: Path) -> None:
         assert not re.findall(r"<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=[\"']?(?:https?:)?//", html), name
         assert "<p>:::" not in html, f"{name}: a module that is not documented"
         assert "<!-- the " not in html, f"{name}: a mark that was not replaced"
-    assert 'id="ssmn.state.StreamState.merge"' in pages["api/state.html"]
+    assert 'id="ssmn.state.StreamState.save"' in pages["api/state.html"]
     assert 'id="ssmn.models.SSMN.step"' in pages["api/models.html"]
     assert "ssmn state merge" in pages["command-line.html"]
     assert "assets/runs/anomalies-dark.png#only-dark" in pages["finished-runs.html"]

@@ -1,4 +1,4 @@
-"""Formulas in running text get their subscripts: h_t and S_{t−1} are written as one types them."""
+"""Formulas in running text are set: h_t, S_{t−1} and (1 − λ)^g are written as one types them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from typing import Any
 _CODE = re.compile(r"(^```.*?^```$|^(?: {4}[^\n]*\n)+|`[^`]+`)", re.DOTALL | re.MULTILINE)
 _SUBSCRIPT = re.compile(r"(?<![^\Wᵀ])(?<![/#.\-])(?<!\]\()([^\W\d_]̄?)_(?:\{([^{}]+)\}|([^\W_ᵀ]{1,2})(?=ᵀ|(?!\w)))")
 
+_POWER = re.compile(r"(?<=\))\^([^\W\d_])(?!\w)")
+
 
 def subscripted(markdown: str) -> str:
-    """The text with a letter's index below the line; code stays as it is."""
+    """The text with a letter's index below the line and a power above it; code stays as it is."""
     parts = _CODE.split(markdown)
-    parts[::2] = [_SUBSCRIPT.sub(lambda m: f"{m[1]}<sub>{m[2] or m[3]}</sub>", part) for part in parts[::2]]
+    for number in range(0, len(parts), 2):
+        below = _SUBSCRIPT.sub(lambda m: f"{m[1]}<sub>{m[2] or m[3]}</sub>", parts[number])
+        parts[number] = _POWER.sub(r"<sup>\1</sup>", below)
     return "".join(parts)
 
 
