@@ -11,6 +11,7 @@ from ssmn.bench.quality import (
     encoder,
     forecasting,
     forgetting,
+    hopfield,
     hops,
     lm,
     output_memory,
@@ -28,6 +29,7 @@ TEXT = (lm, second_reading, shakespeare, output_memory, encoder)
 MEMORY = (recall, hops, distance, sparse, forgetting)
 SERIES = (system_identification, forecasting, classical, chaos, anomalies, classification, updates)
 CONTROL = (reinforcement,)
+FAMILY = (hopfield,)
 
-PARTS: dict[str, Part] = {module.PART.name: module.PART for module in (*TEXT, *MEMORY, *SERIES, *CONTROL)}
+PARTS: dict[str, Part] = {module.PART.name: module.PART for module in (*TEXT, *MEMORY, *SERIES, *CONTROL, *FAMILY)}
 """By name, in the order in which they are run."""

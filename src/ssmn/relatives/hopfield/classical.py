@@ -104,13 +104,13 @@ class ClassicalNetwork(BinaryNetwork):
         return Recall(state, sweeps, self.stable(state), cycling, self.energy(state))
 
     def _update(self, state: Tensor, units: Tensor) -> Tensor:
-        state, couplings, rows = state.clone(), self.couplings, torch.arange(len(state))
+        state, couplings = state.clone(), self.couplings
         fields = state @ couplings
-        for unit in units.T:
-            old = state[rows, unit]
-            turned = (fields[rows, unit] * old < 0).nonzero()[:, 0]
+        for unit in units.T.contiguous().unsqueeze(-1):
+            turned = (fields.gather(1, unit) * state.gather(1, unit) < 0).nonzero()[:, 0]
             if turned.numel():  # few units turn, and only those cost anything
-                at, was = unit[turned], old[turned]
+                at = unit[turned, 0]
+                was = state[turned, at]
                 state[turned, at] = -was
                 fields[turned] -= 2 * was.unsqueeze(-1) * couplings[at]
         return state
@@ -248,7 +248,7 @@ class StorkeyNetwork(ClassicalNetwork):
 def _storkey(weights: Tensor, pattern: Tensor) -> Tensor:
     field = (weights @ pattern).unsqueeze(1) - weights * pattern  # h_ij; the diagonal of W is zero
     shared = field * pattern
-    return without_diagonal(weights + (torch.outer(pattern, pattern) - shared - shared.T) / len(pattern))
+    return without_diagonal(weights + (torch.outer(pattern, pattern) - (shared + shared.T)) / len(pattern))
 
 
 @dataclass(frozen=True, eq=False)
