@@ -639,12 +639,14 @@ def test_a_model_trains_a_step_steps_and_saves(kind: str, tmp_path: Path) -> Non
 def test_the_part_runs_from_end_to_end(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     options = Options(tmp_path, seeds=1, quick=True)
-    work(part.PART, options, only=["load-*", "energy-0", "retrieval-0", "pooling-Hopfield-*"])
+    work(part.PART, options, only=["load-*", "energy-0", "synaptic-0", "retrieval-0", "pooling-Hopfield-*"])
     runs = finished(part.PART, tmp_path)
     tables = {table.title.split(" ")[0]: table for table in part.PART.tables(runs)}
-    assert list(tables) == ["Recall", "Energy", "Retrieval", "Is"]
+    assert list(tables) == ["Recall", "Energy", "The", "Retrieval", "Is"]
     assert {row[0] for row in tables["Recall"].rows} == {"Hebbian", "Storkey", "pseudo-inverse"}
     assert {row[1] for row in tables["Energy"].rows} == {"10 of 10"}
+    assert float(tables["The"].rows[0][1]) < 1e-12
+    assert float(tables["The"].rows[0][-1]) < 1e-3 < float(tables["The"].rows[-1][2])
     assert len(tables["Retrieval"].rows) == 2 * len(part.BETAS)
     assert runs["retrieval-0"]["results"]["difference_from_attention"]["float32"] < 1e-6
     assert [row[0] for row in tables["Is"].rows] == ["Hopfield pooling"] * 2
@@ -667,7 +669,7 @@ def test_a_stopped_run_is_no_result(tmp_path: Path) -> None:
             run = generator.send(None)
         except StopIteration:
             run = None
-    assert kinds == {"load", "energy", "retrieval", "pooling"}
+    assert kinds == {"load", "energy", "synaptic", "retrieval", "pooling"}
 
 
 def test_every_classical_network_has_symmetric_weights_without_a_diagonal() -> None:

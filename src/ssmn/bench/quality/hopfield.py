@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ssmn import ops
 from ssmn.bench.quality.frame import Options, Part, Result, Run, Workplace
 from ssmn.bench.report import Table
 from ssmn.relatives.hopfield import (
@@ -53,7 +54,10 @@ GOOD_BITS = 0.99
 ENERGY_LOAD = 0.3
 """Beyond what Hebb's rule holds, so that runs are long and end anywhere."""
 
-BETAS = (8.0, 16.0, 32.0)
+SYNAPTIC_LOADS = (0.1, 0.3, 0.5)
+PRESENTATIONS = (1, 3, 10, 30, 100)
+
+BETAS = (8.0, 16.0, 32.0, 64.0, 128.0)
 NEAR = 0.01
 """A retrieval succeeds if it ends so near to its pattern, in norms of a pattern, and nearer than to any other."""
 
@@ -93,6 +97,10 @@ def runs(options: Options) -> Generator[Run, Result | None, None]:
             "what": "energy", "seed": seed, "units": 20 if quick else 100, "runs": 10 if quick else 1000,
             "load": ENERGY_LOAD,
         })  # fmt: skip
+        yield Run(f"synaptic-{seed}", {
+            "what": "synaptic", "seed": seed, "units": 20 if quick else 100, "loads": SYNAPTIC_LOADS,
+            "presentations": PRESENTATIONS,
+        })  # fmt: skip
         yield Run(f"retrieval-{seed}", {
             "what": "retrieval", "seed": seed, "patterns": 100 if quick else 10_000, "features": 64, "betas": BETAS,
         })  # fmt: skip
@@ -117,9 +125,8 @@ def _pooling(name: str, rate: float, seed: int, quick: bool) -> Run:
 
 def measure(run: Run, place: Workplace) -> Result | None:
     """One run, see `runs`."""
-    return {"load": _load, "energy": _energy, "retrieval": _retrieval, "pooling": _pool}[run.settings["what"]](
-        run.settings, place
-    )
+    kinds = {"load": _load, "energy": _energy, "synaptic": _synaptic, "retrieval": _retrieval, "pooling": _pool}
+    return kinds[run.settings["what"]](run.settings, place)
 
 
 def _signs(generator: torch.Generator, *shape: int) -> Tensor:
@@ -188,6 +195,28 @@ def _energy(settings: Mapping[str, Any], place: Workplace) -> Result | None:
         if place.on_step(number + 1, len(networks), f"{name}: {found[name]['monotone']} of {len(state)} monotone"):
             return None
     return found
+
+
+def _synaptic(settings: Mapping[str, Any], place: Workplace) -> Result | None:
+    """How far a synaptic memory of patterns / √N (η 1, λ 0) is from the classical weights, in the largest entry."""
+    generator = torch.Generator().manual_seed(settings["seed"])
+    size, found = settings["units"], {}
+    for number, load in enumerate(settings["loads"]):
+        patterns = _signs(generator, round(load * size), size)
+        classical = HebbianNetwork.learn(patterns).weights + len(patterns) / size * torch.eye(size).double()
+        projector = PseudoInverseNetwork.learn(patterns).projector
+        row = found[str(load)] = {"hebbian": float((_written(patterns, "hebbian", 1) - classical).abs().max())}
+        for times in settings["presentations"]:
+            row[str(times)] = float((_written(patterns, "delta", times) - projector).abs().max())
+        if place.on_step(number + 1, len(settings["loads"]), f"load {load}"):
+            return None
+    return {"loads": found}
+
+
+def _written(patterns: Tensor, rule: Literal["hebbian", "delta"], times: int) -> Tensor:
+    steps = functional.normalize(patterns, dim=-1).repeat(times, 1)[None, :, None]
+    ones = steps.new_ones(steps.shape[:3])
+    return ops.memory_write(steps, steps, eta=ones, log_decay=torch.zeros_like(ones), rule=rule)[1][0, 0]
 
 
 def _retrieval(settings: Mapping[str, Any], place: Workplace) -> Result | None:
@@ -279,8 +308,8 @@ def _seeds(values: Sequence[float], digits: int = 3) -> str:
 
 def tables(finished: Mapping[str, Result]) -> list[Table]:
     """Recall by load, energies, retrieval by temperature, pooling; all seeds of each."""
-    made = (_load_table(finished), _energy_table(finished), _retrieval_table(finished), _pool_table(finished))
-    return [Table(*table) for table in made if table is not None]
+    made = (_load_table, _energy_table, _synaptic_table, _retrieval_table, _pool_table)
+    return [Table(*table) for table in (make(finished) for make in made) if table is not None]
 
 
 def _load_table(finished: Mapping[str, Result]) -> tuple[Any, ...] | None:
@@ -320,6 +349,22 @@ def _energy_table(finished: Mapping[str, Result]) -> tuple[Any, ...] | None:
     units = chosen[0]["settings"]["units"]
     head = ["network", "monotone runs", "largest rise", "updates of each run", "mean fall"]
     return f"Energy in asynchronous runs from random states, {units} units", head, rows, "all seeds", 1
+
+
+def _synaptic_table(finished: Mapping[str, Result]) -> tuple[Any, ...] | None:
+    chosen = _of(finished, "synaptic")
+    if not chosen:
+        return None
+    rows = []
+    for load in chosen[0]["results"]["loads"]:
+        at = [run["results"]["loads"][load] for run in chosen]
+        rows.append([load, *(f"{max(here[column] for here in at):.1e}" for column in at[0])])
+    times = [f"delta, {number} times" for number in chosen[0]["settings"]["presentations"]]
+    title = f"The synaptic memory beside the classical weights, {chosen[0]['settings']['units']} units"
+    caption = (
+        "largest difference of all seeds: hebbian from Hebb's weights with their diagonal, delta from the projector"
+    )
+    return title, ["patterns / units", "hebbian", *times], rows, caption, 1
 
 
 def _retrieval_table(finished: Mapping[str, Result]) -> tuple[Any, ...] | None:
