@@ -57,9 +57,9 @@ ENERGY_LOAD = 0.3
 SYNAPTIC_LOADS = (0.1, 0.3, 0.5)
 PRESENTATIONS = (1, 3, 10, 30, 100)
 
-BETAS = (8.0, 16.0, 32.0, 64.0, 128.0)
+BETAS = (16.0, 32.0, 64.0, 128.0)
 NEAR = 0.01
-"""A retrieval succeeds if it ends so near to its pattern, in norms of a pattern, and nearer than to any other."""
+"""A retrieval succeeds if it ends so near to its pattern, in norms of a pattern; any other is far beyond that."""
 
 FEATURES = 32
 RATES = (3e-3, 1e-2)
@@ -84,8 +84,12 @@ POOLS: dict[str, Callable[[], nn.Module]] = {
 
 
 def runs(options: Options) -> Generator[Run, Result | None, None]:
-    """Per seed: the load of each rule, energies, retrieval; then pooling, with each one's better rate."""
+    """Energies, once; per seed the load of each rule and retrieval; then pooling, with each one's better rate."""
     quick = options.quick
+    yield Run("energy-0", {
+        "what": "energy", "seed": 0, "units": 20 if quick else 100, "runs": 10 if quick else 1000,
+        "load": ENERGY_LOAD,
+    })  # fmt: skip
     for seed in range(options.seeds):
         for rule, loads in LOADS.items():
             settings = {
@@ -93,10 +97,6 @@ def runs(options: Options) -> Generator[Run, Result | None, None]:
                 "loads": loads[:2] if quick else loads, "noises": NOISES, "starts": 5 if quick else 40,
             }  # fmt: skip
             yield Run(f"load-{rule}-{seed}", settings)
-        yield Run(f"energy-{seed}", {
-            "what": "energy", "seed": seed, "units": 20 if quick else 100, "runs": 10 if quick else 1000,
-            "load": ENERGY_LOAD,
-        })  # fmt: skip
         yield Run(f"synaptic-{seed}", {
             "what": "synaptic", "seed": seed, "units": 20 if quick else 100, "loads": SYNAPTIC_LOADS,
             "presentations": PRESENTATIONS,
@@ -237,17 +237,12 @@ def _retrieval(settings: Mapping[str, Any], place: Workplace) -> Result | None:
     pieces = list(torch.arange(number).split(500))
     for done, (name, query) in enumerate(queries.items()):
         for beta in settings["betas"]:
-            distances, nearest = [], []
-            for rows in pieces:
-                read = retrieve(query[rows], stored, beta=beta).pattern
-                distances.append((read - stored[rows]).norm(dim=-1))
-                nearest.append((read @ stored.T).argmax(-1) == rows)
-            distance = torch.cat(distances)
-            good = (distance <= NEAR) & torch.cat(nearest)
-            found["success"].setdefault(name, {})[str(beta)] = float(good.float().mean())
+            reads = (retrieve(query[rows], stored, beta=beta).pattern - stored[rows] for rows in pieces)
+            distance = torch.cat([read.norm(dim=-1) for read in reads])
+            found["success"].setdefault(name, {})[str(beta)] = float((distance <= NEAR).double().mean())
             found["farthest"].setdefault(name, {})[str(beta)] = float(distance.max())
         found.setdefault("nearest_neighbour", {})[name] = statistics.fmean(
-            float(((query[rows] @ stored.T).argmax(-1) == rows).float().mean()) for rows in pieces
+            float(((query[rows] @ stored.T).argmax(-1) == rows).double().mean()) for rows in pieces
         )
         if place.on_step(done + 1, len(queries), name):
             return None
@@ -383,7 +378,7 @@ def _retrieval_table(finished: Mapping[str, Result]) -> tuple[Any, ...] | None:
         for dtype in ("float32", "float64")
     }
     caption = (
-        f"all seeds; success: within {NEAR:g} of the pattern and nearest to it. Largest difference from "
+        f"all seeds; success: within {NEAR:g} of the pattern. Largest difference from "
         f"scaled_dot_product_attention: {worst['float32']:.1g} in float32, {worst['float64']:.1g} in float64"
     )
     settings = chosen[0]["settings"]
