@@ -62,6 +62,14 @@ def forecast_and_learn(output: str) -> None:
     assert output.count("   (") == 4
 
 
+def hopfield(output: str) -> None:
+    (hebbian,) = row(output, "Hebbian: digits restored of 10:")
+    assert hebbian < 5
+    for network in ("pseudo-inverse", "dense", "continuous"):
+        assert row(output, f"{network}: digits restored of 10:") == [10]
+    assert "removed: True False" in output
+
+
 def memory_in_your_model(output: str) -> None:
     assert row(output, "pieces equal")[0] <= 1e-5
     assert "key projection: True" in output
@@ -99,6 +107,7 @@ CASES: dict[Callable[[str], None], dict[str, Any]] = {
     fork_and_rollback: {},
     learn_without_training: {},
     forecast_and_learn: {"hours": 1500},
+    hopfield: {},
     memory_in_your_model: {},
     packed_and_padded: {},
     train_on_a_stream: {"steps": 60},

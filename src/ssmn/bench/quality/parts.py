@@ -13,6 +13,7 @@ from ssmn.bench.quality import (
     family,
     forecasting,
     forgetting,
+    hopfield,
     hops,
     irregular,
     lm,
@@ -32,6 +33,7 @@ MEMORY = (recall, hops, distance, sparse, forgetting)
 SERIES = (system_identification, forecasting, classical, chaos, anomalies, classification, updates)
 FAMILY = (family, algorithms, irregular)
 CONTROL = (reinforcement,)
+FAMILY = (hopfield,)
 
 PARTS: dict[str, Part] = {module.PART.name: module.PART for module in (*TEXT, *MEMORY, *SERIES, *CONTROL, *FAMILY)}
 """By name, in the order in which they are run."""

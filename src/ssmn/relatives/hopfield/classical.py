@@ -104,15 +104,21 @@ class ClassicalNetwork(BinaryNetwork):
         return Recall(state, sweeps, self.stable(state), cycling, self.energy(state))
 
     def _update(self, state: Tensor, units: Tensor) -> Tensor:
-        state, couplings, rows = state.clone(), self.couplings, torch.arange(len(state))
+        # From one unit that turns to the next: those between are at rest, whatever the order, and cost nothing.
+        state, couplings = state.clone(), self.couplings
         fields = state @ couplings
-        for unit in units.T:
-            old = state[rows, unit]
-            turned = (fields[rows, unit] * old < 0).nonzero()[:, 0]
-            if turned.numel():  # few units turn, and only those cost anything
-                at, was = unit[turned], old[turned]
-                state[turned, at] = -was
-                fields[turned] -= 2 * was.unsqueeze(-1) * couplings[at]
+        rows, place = torch.arange(len(state)), torch.arange(units.shape[1])
+        reached = torch.zeros(len(state), 1, dtype=torch.int64)
+        while rows.numel():
+            wants = (fields[rows] * state[rows]).gather(1, units[rows]) < 0
+            wants &= place >= reached[rows]
+            going = wants.any(1)
+            rows, first = rows[going], wants[going].to(torch.uint8).argmax(1)
+            at = units[rows, first]
+            was = state[rows, at]
+            state[rows, at] = -was
+            fields[rows] -= 2 * was.unsqueeze(-1) * couplings[at]
+            reached[rows, 0] = first + 1
         return state
 
 
@@ -248,7 +254,7 @@ class StorkeyNetwork(ClassicalNetwork):
 def _storkey(weights: Tensor, pattern: Tensor) -> Tensor:
     field = (weights @ pattern).unsqueeze(1) - weights * pattern  # h_ij; the diagonal of W is zero
     shared = field * pattern
-    return without_diagonal(weights + (torch.outer(pattern, pattern) - shared - shared.T) / len(pattern))
+    return without_diagonal(weights + (torch.outer(pattern, pattern) - (shared + shared.T)) / len(pattern))
 
 
 @dataclass(frozen=True, eq=False)
