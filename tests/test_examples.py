@@ -68,6 +68,14 @@ def memory_in_your_model(output: str) -> None:
     assert "read (2, 40, 1, 8) memory (2, 1, 8, 8)" in output
 
 
+def ntm_copy(output: str) -> None:
+    wrong = [float(number) for number in re.findall(r"rows  (\S+) of", output)]
+    assert wrong[0] <= 0.5
+    assert wrong[2] < wrong[1]  # in a memory with room for them
+    written, read = (re.findall(r"\d+", line) for line in output.splitlines()[-2:])
+    assert written == read and len(set(written)) == 6
+
+
 def packed_and_padded(output: str) -> None:
     assert "positions [5, 90, 33]" in output
     differences = [float(text) for text in re.findall(r"^(?:packed|padded|resets) (\S+)", output, re.MULTILINE)]
@@ -100,6 +108,7 @@ CASES: dict[Callable[[str], None], dict[str, Any]] = {
     learn_without_training: {},
     forecast_and_learn: {"hours": 1500},
     memory_in_your_model: {},
+    ntm_copy: {},
     packed_and_padded: {},
     train_on_a_stream: {"steps": 60},
     tune_the_memory: {},
