@@ -1,6 +1,6 @@
 """A Neural Turing Machine learns to copy, then copies longer sequences in a memory with more rows.
 
-It is trained on 1 to 6 vectors of 4 bits in a memory of 12 rows. What it learned is a procedure: write the vectors
+It is trained on 1 to 6 vectors of 8 bits in a memory of 12 rows. What it learned is a procedure: write the vectors
 into one row after the other, go back to the first, read them in order. So it also works for sequences that it never
 saw, once there is room for them; no weight depends on the number of rows.
 """
@@ -13,17 +13,17 @@ from ssmn.relatives import NTM
 from ssmn.training.episodes import CopyVectors, bits_per_episode
 
 
-def main(steps: int = 600) -> None:
+def main(steps: int = 400) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    task = CopyVectors(width=4, longest=6)
-    machine = NTM(task.input_dim, 48, task.output_dim, memory_slots=12, memory_width=8, controller="feedforward")
-    optimiser = torch.optim.Adam(machine.parameters(), 5e-3)
+    task = CopyVectors(longest=6)
+    machine = NTM(task.input_dim, 100, task.output_dim, memory_slots=12, controller="feedforward")
+    optimiser = torch.optim.Adam(machine.parameters(), 4e-3)
     for step in range(steps):
         batch = task.batch(step, batch_size=16)
         cost, _ = bits_per_episode(machine(batch.inputs)[0], batch)
         optimiser.zero_grad()
-        (cost.sum() / batch.mask.sum()).backward()
+        (cost.sum() / batch.mask.sum() / task.width).backward()
         torch.nn.utils.clip_grad_norm_(machine.parameters(), 1.0)
         optimiser.step()
 
@@ -32,7 +32,7 @@ def main(steps: int = 600) -> None:
         batch = dataclasses.replace(task, shortest=length, longest=length).batch(0, batch_size=64, split="test")
         with torch.no_grad():
             _, wrong = bits_per_episode(machine.with_memory_slots(rows)(batch.inputs)[0], batch)
-        print(f"{length} vectors, {rows} rows  {wrong.double().mean():.2f} of {4 * length}")
+        print(f"{length} vectors, {rows} rows  {wrong.double().mean():.2f} of {task.width * length}")
 
     batch = dataclasses.replace(task, shortest=6, longest=6).batch(0, batch_size=1, split="test")
     places, state = [], None

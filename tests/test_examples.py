@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -76,6 +77,16 @@ def memory_in_your_model(output: str) -> None:
     assert "read (2, 40, 1, 8) memory (2, 1, 8, 8)" in output
 
 
+def ntm_copy(output: str) -> None:
+    wrong = [float(number) for number in re.findall(r"rows  (\S+) of", output)]
+    assert wrong[0] <= 0.5
+    assert wrong[2] < wrong[1]  # in a memory with room for them
+    for line in output.splitlines()[-2:]:  # both heads walk: always by one row, the same way round
+        rows = [int(row) for row in re.findall(r"\d+", line)]
+        assert len({(after - before) % 12 for before, after in itertools.pairwise(rows)}) == 1
+        assert len(set(rows)) == 6
+
+
 def packed_and_padded(output: str) -> None:
     assert "positions [5, 90, 33]" in output
     differences = [float(text) for text in re.findall(r"^(?:packed|padded|resets) (\S+)", output, re.MULTILINE)]
@@ -109,6 +120,7 @@ CASES: dict[Callable[[str], None], dict[str, Any]] = {
     forecast_and_learn: {"hours": 1500},
     hopfield: {},
     memory_in_your_model: {},
+    ntm_copy: {},
     packed_and_padded: {},
     train_on_a_stream: {"steps": 60},
     tune_the_memory: {},

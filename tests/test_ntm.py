@@ -143,6 +143,14 @@ def test_fresh_is_zero_and_the_heads_begin_on_row_0() -> None:
     assert state.position.tolist() == [2, 2, 2]
 
 
+def test_an_emptied_memory_is_a_fresh_state() -> None:
+    machine = tiny()
+    state = machine(torch.randn(3, 4, 5))[1]
+    assert state.memory.any() and state.position.any()
+    emptied = state.reset_memory()
+    assert not any(tensor.any() for tensor in emptied.named_tensors().values())
+
+
 def test_another_number_of_rows_after_training() -> None:
     machine = tiny()
     larger = machine.with_memory_slots(11)
@@ -193,6 +201,7 @@ def test_frozen_writes_nothing() -> None:
     state = machine(x)[1]
     frozen, written = machine(x, state, plasticity=Plasticity(frozen=True))[1], machine(x, state)[1]
     assert torch.equal(frozen.memory, state.memory)
+    assert not torch.equal(frozen.hidden, state.hidden)
     assert not torch.equal(frozen.weighting, state.weighting)
     assert not torch.equal(written.memory, state.memory)
 

@@ -45,6 +45,10 @@ class NtmState(State):
     position: Annotated[Tensor, "B", torch.int64]
     """[B], open steps so far."""
 
+    def reset_memory(self) -> Self:
+        """All of it is fresh: heads and controller would look for what is no longer there."""
+        return self.map(torch.zeros_like)
+
 
 def address(
     memory: Tensor, weighting: Tensor, key: Tensor, strength: Tensor, gate: Tensor, shift: Tensor, sharpening: Tensor
@@ -291,7 +295,6 @@ class NeuralTuringMachine(nn.Module):
         time, lstm = driven.shape[1], self.controller == "lstm"
         home = torch.zeros_like(state.weighting[:1])
         home[..., 0] = 1.0
-        fresh = self.init_state(1)
         weighting = torch.where((state.position > 0)[:, None, None], state.weighting, home)
         memory, hidden, cell = state.memory, state.hidden, state.cell
         closes = [False] * time if mask is None else (~mask.all(0)).tolist()
@@ -302,10 +305,9 @@ class NeuralTuringMachine(nn.Module):
             if resets[step]:
                 assert reset is not None
                 row = reset[:, step, None]
-                memory = torch.where(row.unsqueeze(-1), fresh.memory, memory)
+                memory = torch.where(row.unsqueeze(-1), 0.0, memory)
                 weighting = torch.where(row.unsqueeze(-1), home, weighting)
-                hidden, cell = torch.where(row, fresh.hidden, hidden), torch.where(row, fresh.cell, cell)
-                read = torch.where(row, 0.0, read)
+                hidden, cell, read = (torch.where(row, 0.0, then) for then in (hidden, cell, read))
             before = (memory, weighting, hidden, cell, read)
             if lstm:
                 gates = torch.addmm(drive, torch.cat((read, hidden), -1), recurrent)
