@@ -412,5 +412,5 @@ def test_bad_settings_are_refused() -> None:
 
 
 def test_every_benchmark_is_summarised() -> None:
-    assert set(bench.BENCHMARKS) == {"layers", "decode", "prefill", "train", "seed-table", "soak", "quality"}
+    assert set(bench.BENCHMARKS) == {"layers", "scan", "decode", "prefill", "train", "seed-table", "soak", "quality"}
     assert all(benchmark.summary.endswith((".", "?")) for benchmark in bench.BENCHMARKS.values())

@@ -27,6 +27,12 @@ def row(output: str, beginning: str) -> list[float]:
     return found
 
 
+def amn_irregular(output: str) -> None:
+    (clock,), (none,) = row(output, "squared error with the clock"), row(output, "squared error without the clock")
+    assert clock < 0.9 * none
+    assert "one whole step: True" in output
+
+
 def balance_from_positions(output: str) -> None:
     (memory,), (none,) = row(output, "steps upright, with memory"), row(output, "steps upright, without memory")
     assert memory > 1.5 * none
@@ -112,6 +118,7 @@ def watch_sensors(output: str) -> None:
 
 
 CASES: dict[Callable[[str], None], dict[str, Any]] = {
+    amn_irregular: {"steps": 60},
     balance_from_positions: {"steps": 20_000},
     engine: {"steps": 70},
     follow_a_system: {"steps": 40},

@@ -9,6 +9,7 @@ from ssmn.bench.layers import layers
 from ssmn.bench.prefill import prefill
 from ssmn.bench.quality import measure_quality
 from ssmn.bench.registry import BENCHMARKS, Benchmark, run, save
+from ssmn.bench.scan import scan
 from ssmn.bench.seed_table import attention_counts, seed_table
 from ssmn.bench.soak import soak
 from ssmn.bench.train import train
@@ -23,6 +24,7 @@ __all__ = [
     "prefill",
     "run",
     "save",
+    "scan",
     "seed_table",
     "soak",
     "train",

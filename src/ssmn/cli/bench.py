@@ -78,6 +78,27 @@ def layers(
     _measure("layers", settings, quick, threads, json, base, plot, dark, markdown)
 
 
+@app.command(epilog="Example: ssmn bench scan --n 4096")
+def scan(
+    length: Lengths = None,
+    batch: Annotated[int, typer.Option(min=1, help="Streams.")] = 4,
+    channels: Annotated[int, typer.Option(min=1, help="Complex numbers per step.")] = 128,
+    repeats: Repeats = None,
+    quick: Quick = False,
+    threads: Threads = None,
+    json: Json = None,
+    base: Base = None,
+    plot: Plot = None,
+    dark: Dark = False,
+    markdown: Markdown = None,
+) -> None:
+    """The scan of linear recurrent units against a loop over time in torch."""
+    settings: dict[str, Any] = {"batch": batch, "channels": channels}
+    settings |= {"repeats": 3, "lengths": (256,)} if quick else {}
+    settings |= _given(lengths=length, repeats=repeats)
+    _measure("scan", settings, quick, threads, json, base, plot, dark, markdown)
+
+
 @app.command(epilog="Example: ssmn bench train --n 8192 --dtype float32")
 def train(
     length: Lengths = None,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ssmn.config import Initialisation, Pairing, Plasticity, UpdateRule
+from ssmn.errors import StateError
 from ssmn.layers.checks import check_hidden, check_learning, check_setting, check_state, check_streams
 from ssmn.layers.memory import SynapticMemory
 from ssmn.relatives.amn.lru import MAX_PHASE, RADIUS, fresh_hidden
@@ -156,7 +157,13 @@ class AssociativeMixer(nn.Module):
         check_learning(owner, hidden, elapsed, plasticity)
         if state is None:
             state = self.init_state(streams)
-        check_state(owner, state, AMNState, self._shapes(streams))
+        shapes = self._shapes(streams)
+        if isinstance(state, AMNState) and set(state.named_tensors()) != set(shapes):
+            raise StateError(
+                f"{owner}: the state has {', '.join(state.named_tensors())}; wanted {', '.join(shapes)}: "
+                f"it is of a mixer with{'out' if 'memory' in shapes else ''} a manifold."
+            )
+        check_state(owner, state, AMNState, shapes)
         dynamics = self.recurrence.dynamics(hidden, elapsed)
         y, taken = self.recurrence.run(hidden, dynamics, state.hidden, mask, reset, cu_seqlens)
         y = y + self.skip * hidden

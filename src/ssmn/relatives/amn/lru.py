@@ -121,7 +121,7 @@ class LinearRecurrentUnit(nn.Module):
 
 
 def fresh_hidden(recurrence: DiagonalRecurrence, batch_size: int) -> Tensor:
-    """H = 0 for `batch_size` streams, [B, 2, N]."""
+    """The zeros [B, 2, N] that `batch_size` streams begin with."""
     weight = recurrence.log_rate
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
     return torch.zeros(batch_size, 2, recurrence.channels, dtype=dtype, device=weight.device)

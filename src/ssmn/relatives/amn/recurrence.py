@@ -20,8 +20,8 @@ class DiagonalRecurrence(nn.Module):
     """h_t = a_t h_{t−1} + γ_t B x_t with a_t = exp(−Δt (r_t − i θ)), complex, one number per channel; y = Re(C h).
 
     r = exp(ν) > 0 keeps |a| < 1 whatever ν is, θ = exp(φ), and γ_t = √(1 − exp(−2 r_t)) gives |h|² the size of |B x|²
-    for white inputs: the linear recurrent unit (Orvieto et al., 2023). |a| is drawn so that it is uniform over a ring of
-    the unit disc. Liquid, the rate depends on the input, r_t = exp(ν) + softplus(W_f x_t + b_f): the closed form, over
+    for white inputs: the linear recurrent unit (Orvieto et al., 2023). a is drawn uniformly from a ring of the unit
+    disc. Liquid, the rate depends on the input, r_t = exp(ν) + softplus(W_f x_t + b_f): the closed form, over
     the time Δt, of a liquid time constant dh/dt = −(1/τ + f(x)) h (Hasani et al., 2021; 2022); half of the ring's rate
     is then in b_f. What comes in is an event: γ knows nothing of Δt.
 
