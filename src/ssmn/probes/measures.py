@@ -196,13 +196,13 @@ def measure_call(call: MemoryCall) -> dict[str, Tensor]:
         raise StateError("measure_call: the call is packed; wanted one stream per row.")
     write, _, log_keep = call.coefficients()
     kept, steps = transition(call), call.keys.shape[1]
-    left = energy(kept).sqrt() / math.sqrt(kept.shape[-1])
+    left = energy(kept.double()) / kept.shape[-1]  # squared
     return {
         "importance": call.importance.mean(1),
         "eta": write.mean(1),
         "write_rate": (write > 0).to(write.dtype).mean(1),
-        "half_life": math.log(2) * steps / -log_keep.sum(1),
-        "half_life_probed": math.log(2) * steps / -left.log().clamp(max=0),
+        "half_life": math.log(2) * steps / log_keep.sum(1).abs(),
+        "half_life_probed": (2 * math.log(2) * steps / left.log().clamp(max=0).abs()).to(kept.dtype),
         "spectral_radius": spectral_radius(kept),
     }
 
