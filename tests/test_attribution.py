@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 
 from ssmn import ops
+from ssmn.bench.quality import attribution
+from ssmn.bench.quality.frame import Options, finished, work
 from ssmn.config import Plasticity, SSMNConfig, TextSSMNConfig
 from ssmn.errors import ConfigError, RangeError, ShapeError
 from ssmn.layers.memory import SynapticMemory
@@ -285,3 +288,23 @@ def test_refusals_say_what_to_do() -> None:
     window = TextSSMN(TextSSMNConfig(vocab_size=9, hidden_dim=8, num_layers=1, num_heads=2, layer_types=("static",)))
     with pytest.raises(ConfigError, match="none has a synaptic memory"):
         trace(window, tokens[:1])
+
+
+def test_the_part_of_the_quality_benchmark(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from ssmn.plots import Look
+
+    options = Options(tmp_path, seeds=1, quick=True)
+    work(attribution.PART, options)
+    runs = finished(attribution.PART, tmp_path)
+    passkeys, lives, sums, planted, cost = attribution.PART.tables(runs)
+    assert passkeys.rows[0][:4] == ["0", "noise", "40", "6"]
+    (found,) = runs["passkey-0"]["results"]["found"].values()
+    assert 0 <= found["first"] <= found["third"] <= found["trials"] == 6
+    for _, theory, applied, read_only, hebbian, overwritten in lives.rows:
+        assert float(applied) == pytest.approx(float(theory), rel=1e-3)
+        assert float(read_only) == pytest.approx(float(theory), rel=1e-3)
+        assert float(hebbian) == pytest.approx(float(theory), rel=1e-3) and float(overwritten) < float(theory)
+    assert all(float(error) <= 1e-5 for _, error in sums.rows)
+    assert len(planted.rows) == 10 and len(cost.rows) == 1
+    assert attribution.PART.drawing(runs, Look()) is not None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +16,7 @@ import torch
 
 import ssmn
 from ssmn import ops
+from ssmn.cli import main
 from ssmn.config import Plasticity, SSMNConfig, TextSSMNConfig
 from ssmn.errors import ConfigError, FileError, RangeError, StateError
 from ssmn.layers import SlidingWindowAttention, SynapticMemory, register_mixer
@@ -40,6 +43,7 @@ from ssmn.probes import (
     watch_memories,
 )
 from ssmn.state import PlasticState, State, register_state
+from tiny import save_text_model
 
 CONFIG = TextSSMNConfig(
     vocab_size=30, hidden_dim=12, num_layers=4, num_heads=2, window_size=5, memory_heads=3,
@@ -286,14 +290,14 @@ def test_the_update_is_that_of_the_piece(tmp_path: Path) -> None:
     assert np.square(record["layers.1"]["spectrum"]).sum(1) == pytest.approx(record["layers.1"]["energy"], rel=1e-4)
 
 
-def test_a_record_goes_on_after_a_step(tmp_path: Path) -> None:
+def test_a_record_goes_on_where_the_steps_are_done_again(tmp_path: Path) -> None:
     paths = tmp_path / "probes.jsonl", tmp_path / "probes.csv"
     states = [memory_model()(torch.randint(30, (1, 8)))[1] for _ in range(4)]
     with Recorder(*paths) as recorder:
         for step in (10, 20, 30):
             recorder.observe(states[0], step=step)
     paths[0].write_text(paths[0].read_text() + '{"step": 4')  # cut short
-    with Recorder(*paths, after=20) as recorder:
+    with Recorder(*paths, append=True) as recorder:
         recorder.observe(states[1], states[0], step=25)
     assert [json.loads(line)["step"] for line in paths[0].read_text().splitlines()] == [10, 20, 25]
     with paths[1].open(newline="") as file:
@@ -366,3 +370,25 @@ def test_a_recorder_refuses_what_it_cannot_write(tmp_path: Path) -> None:
         recorder.observe(memory_model().init_state(1))
         with pytest.raises(FileError, match="are not those of the table's columns"):
             recorder.observe(SSMN(SSMNConfig.preset("tiny", input_dim=2, output_dim=1)).init_state(1))
+
+
+def test_the_command_line_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = b"".join(b"line %d of a text\n" % number for number in range(40))
+    folder, state = save_text_model(tmp_path / "model"), tmp_path / "state.safetensors"
+    for _ in range(2):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
+        words = ["stream", "--model", str(folder), "--state", str(state), "--probes", str(tmp_path / "p.csv")]
+        assert main([*words, "--probe-every", "300"]) == 0
+    with (tmp_path / "p.csv").open(newline="") as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file)]
+    assert steps == [len(text), 2 * len(text)]
+
+    run = tmp_path / "run"
+    pytest.importorskip("tensorboard")
+    small = ["train.tensorboard=true", "task.length=4", "model.hidden_dim=12", "model.num_heads=2", "train.steps=3"]
+    words = ["train", "--task", "copy", "--out", str(run), "--quiet", "--probe", "2"]
+    assert main([*words, *(word for change in small for word in ("--set", change))]) == 0
+    assert main(["train", "--out", str(run), "--resume", "--set", "train.steps=6", "--quiet", "--probe", "2"]) == 0
+    lines = [json.loads(line) for line in (run / "probes.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 6]
+    assert list((run / "tensorboard" / "probes").iterdir())
