@@ -135,7 +135,7 @@ def attention_map(weights: np.ndarray, pieces: Sequence[str], *, first: int = 0)
         "height": 520,
         "margin": {"l": 92, "r": 8, "t": 34, "b": 100},
         colours: {"cmin": -end if signed else 0, "cmax": end},
-        "xaxis": {**axis, "title": {"text": "token that was read", "standoff": 8}, "tickangle": 90},
+        "xaxis": {**axis, "title": {"text": "token that was read"}, "tickangle": 90},
         "yaxis": {
             **axis, "title": {"text": "reading token", "standoff": 6}, "autorange": "reversed", "scaleanchor": "x",
         },
@@ -197,6 +197,7 @@ def along_text(pieces: Sequence[str], values: Mapping[str, Sequence[float]], *, 
         )
         layout[_axis("yaxis", number)] = {
             "domain": [max(0.0, top - 0.74 / count), top - 0.1 / count], "rangemode": "tozero", "nticks": 4,
+            "tickformat": ",.10~g",
         }  # fmt: skip
         layout["annotations"].append(
             {

@@ -307,13 +307,13 @@ def _heads_table(heads: Sequence[Head]) -> str:
 
 def _attention(reading: Reading, figures: dict[str, list[dict[str, Any]]]) -> tuple[str, str, str]:
     count = len(next(iter(reading.memory_maps.values())))
-    pieces, first = reading.pieces[-count:], reading.start + reading.tokens - count
+    pieces, first = reading.pieces[-count:], reading.first + len(reading.pieces) - count
     columns = []
     for kind, maps in (("memory", reading.memory_maps), ("window", _nearest(reading))):
         figures[f"{kind}-map"] = [
             {
                 "name": f"{kind} of layer {layer}",
-                "drawing": interactive.attention_map(weights[-len(pieces) :, -len(pieces) :], pieces, first=first),
+                "drawing": interactive.attention_map(weights, pieces, first=first),
             }
             for layer, weights in maps.items()
         ]
