@@ -26,7 +26,7 @@ PIECE = 512
 """Steps that the model reads at once."""
 
 CHUNK = 64
-"""Steps whose reads are taken apart at once."""
+"""Steps whose reads are taken apart at once; of a wider memory as many as its keys are wide, up to 256."""
 
 BLOCK = 8192
 """Earlier writes that are looked at together."""
@@ -131,7 +131,7 @@ class Tracer:
         with watch_memories(model, layers) as seen:
             self.layers = tuple(seen)
         shapes = [self.state.layers[layer].memory.shape[1:] for layer in self.layers]  # type: ignore[union-attr]
-        per_write = sum(4 * heads * (keys + values) + 12 for heads, keys, values in shapes)
+        per_write = sum(bytes_of_write(*shape) for shape in shapes)
         capacity = int(budget) // per_write
         if capacity < CHUNK:
             raise RangeError(
@@ -212,6 +212,11 @@ class Tracer:
         )
 
 
+def bytes_of_write(heads: int, width: int, wide: int) -> int:
+    """What one layer's write takes: key, value and the value's length per head, and its number."""
+    return 4 * heads * (width + wide + 1) + 8
+
+
 class _Writes:
     """The earlier writes of one layer that still matter, and what the others have left.
 
@@ -226,18 +231,24 @@ class _Writes:
         self.capacity, self.top, self.count = capacity, top, 0
         kind = {"dtype": torch.float32, "device": memory.device}
         self.keys, self.values = torch.empty(heads, 0, width, **kind), torch.empty(heads, 0, wide, **kind)
+        self.lengths = torch.empty(heads, 0, **kind)
         self.positions = torch.empty(0, dtype=torch.int64, device=memory.device)
-        self.before, self.rest = memory.double(), torch.zeros_like(memory, dtype=torch.float64)
+        self.chunk = min(max(CHUNK, width), 256, capacity)
+        # The whole memory, and its parts from before the tracer and of what was dropped.
+        self.memory = self.before = memory.double()
+        self.rest = torch.zeros_like(self.before)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the writes that are kept."""
-        return sum(x[..., : self.count, :].numel() * 4 for x in (self.keys, self.values)) + 12 * self.count
+        heads, _, width = self.keys.shape
+        return self.count * bytes_of_write(heads, width, self.values.shape[-1])
 
     def clone(self) -> _Writes:
         """A copy that shares nothing that is written into."""
         twin = copy.copy(self)
-        twin.keys, twin.values, twin.positions = self.keys.clone(), self.values.clone(), self.positions.clone()
+        twin.keys, twin.values = self.keys.clone(), self.values.clone()
+        twin.lengths, twin.positions = self.lengths.clone(), self.positions.clone()
         return twin
 
     def take(self, call: MemoryCall, steps: Tensor) -> tuple[Tensor, ...]:
@@ -251,7 +262,8 @@ class _Writes:
             (positions [T, k], weights [T, k], length of the read [T], shares of what came before and of what was
             dropped [T]).
         """
-        rows = [self._chunk(call, start, steps[start : start + CHUNK]) for start in range(0, max(1, len(steps)), CHUNK)]
+        starts = range(0, max(1, len(steps)), self.chunk)
+        rows = [self._chunk(call, start, steps[start : start + self.chunk]) for start in starts]
         return tuple(torch.cat(part) for part in zip(*rows, strict=True))
 
     def _chunk(self, call: MemoryCall, start: int, steps: Tensor) -> tuple[Tensor, ...]:
@@ -263,14 +275,13 @@ class _Writes:
         first = asked @ self.before
         dropped = asked @ self.rest
         asked32 = asked.float()
-        read = first + dropped + weights @ values
-        own = signed_length(weights * values.norm(dim=-1).unsqueeze(1)).float()
+        read = asked @ self.memory + weights @ values
+        own = (weights * values.norm(dim=-1).unsqueeze(1)).float()
         best = _Best(self.top, len(steps), own.device)
         for begin in range(0, self.count, BLOCK):
             block = slice(begin, min(begin + BLOCK, self.count))
             found = asked32 @ self.keys[:, block].mT
-            read += (found @ self.values[:, block]).double()
-            best.add(signed_length(found * self.values[:, block].norm(dim=-1).unsqueeze(1)), self.positions[block])
+            best.add(found * self.lengths[:, None, block], self.positions[block])
         best.add(own, steps.to(own.device))
         told = (_length(read), _share(first, read - first), _share(dropped, read - dropped))
         self._keep(piece, values, steps)
@@ -278,6 +289,7 @@ class _Writes:
 
     def _keep(self, piece: PieceMap, values: Tensor, steps: Tensor) -> None:
         new, kept = piece.end()
+        self.memory = kept @ self.memory + new.mT @ values
         self.before, self.rest = kept @ self.before, kept @ self.rest
         written = (piece.write > 0).any(0)
         new, values, steps = new[:, written].float(), values[:, written].float(), steps.to(written.device)[written]
@@ -289,6 +301,7 @@ class _Writes:
         self._reserve(self.count + len(steps))
         place = slice(self.count, self.count + len(steps))
         self.keys[:, place], self.values[:, place], self.positions[place] = new, values, steps
+        self.lengths[:, place] = values.norm(dim=-1)
         self.count += len(steps)
 
     def _reserve(self, wanted: int) -> None:
@@ -301,16 +314,17 @@ class _Writes:
         self.keys, self.values = (
             torch.cat([x, torch.zeros(heads, more, x.shape[-1], device=device)], 1) for x in (self.keys, self.values)
         )
+        self.lengths = torch.cat([self.lengths, torch.zeros(heads, more, device=device)], 1)
         self.positions = torch.cat([self.positions, torch.zeros(more, dtype=torch.int64, device=device)])
 
     def _drop(self, wanted: int) -> None:
         """Merges the writes with the least left to say, so that an eighth of the capacity is free for new ones."""
         room = max(wanted - self.count, self.capacity // 8)
-        bound = signed_length(self.keys[:, : self.count].norm(dim=-1) * self.values[:, : self.count].norm(dim=-1))
+        bound = signed_length(self.keys[:, : self.count].norm(dim=-1) * self.lengths[:, : self.count])
         order = bound.argsort(descending=True)
         stay, gone = order[: self.capacity - room].sort().values, order[self.capacity - room :]
         self.rest = self.rest + self.keys[:, gone].double().mT @ self.values[:, gone].double()
-        for x in (self.keys, self.values):
+        for x in (self.keys, self.values, self.lengths):
             x[:, : len(stay)] = x[:, stay]
         self.positions[: len(stay)] = self.positions[stay]
         self.count = len(stay)
@@ -323,10 +337,13 @@ class _Best:
         self.positions = torch.full((time, top), -1, dtype=torch.int64, device=device)
         self.weights = torch.zeros(time, top, device=device)
 
-    def add(self, weights: Tensor, positions: Tensor) -> None:
-        """Candidates [T, N] and their numbers [N]."""
-        both = torch.cat([self.weights, weights], 1)
-        numbers = torch.cat([self.positions, positions.expand(len(weights), -1)], 1)
+    def add(self, parts: Tensor, positions: Tensor) -> None:
+        """Candidates, signed lengths per head [H, T, N], and their numbers [N]."""
+        top = min(self.weights.shape[1], parts.shape[-1])
+        lengths = parts[0].abs() if len(parts) == 1 else parts.square().sum(0)
+        chosen = lengths.topk(top).indices
+        found = signed_length(parts.gather(-1, chosen.expand(len(parts), -1, -1)))
+        both, numbers = torch.cat([self.weights, found], 1), torch.cat([self.positions, positions[chosen]], 1)
         chosen = both.abs().topk(self.weights.shape[1]).indices
         self.weights = both.gather(1, chosen)
         self.positions = numbers.gather(1, chosen).masked_fill(self.weights == 0, -1)
