@@ -131,14 +131,22 @@ def attention_map(weights: np.ndarray, pieces: Sequence[str], *, first: int = 0)
         "hovertemplate": "<b>%{y}</b><br>read %{x}<br>weight %{z:.4g}<extra></extra>",
     }  # fmt: skip
     axis = {"type": "category", "nticks": 12, "showgrid": False, "constrain": "domain", "tickfont": {"size": 10}}
+    # Plotly would set the name of the axis across its upright labels: it stands below the longest.
+    below = round(6 * max(map(len, names)) + 14)
     layout = {
-        "height": 520,
-        "margin": {"l": 92, "r": 8, "t": 34, "b": 100},
+        "height": 420 + below,
+        "margin": {"l": 92, "r": 8, "t": 34, "b": below + 22},
         colours: {"cmin": -end if signed else 0, "cmax": end},
-        "xaxis": {**axis, "title": {"text": "token that was read"}, "tickangle": 90},
+        "xaxis": {**axis, "tickangle": 90},
         "yaxis": {
             **axis, "title": {"text": "reading token", "standoff": 6}, "autorange": "reversed", "scaleanchor": "x",
         },
+        "annotations": [
+            {
+                "text": "token that was read", "showarrow": False, "xref": "x domain", "x": 0.5, "xanchor": "center",
+                "yref": "y domain", "y": 0, "yanchor": "top", "yshift": -below, "font": {"size": 13},
+            }
+        ],
     }  # fmt: skip
     return {"data": [trace], "layout": layout}
 

@@ -161,7 +161,7 @@ def holdings(state: StreamState) -> Holdings:
     if state.batch_size != 1:
         raise StateError(f"holdings: the state has {state.batch_size} rows; wanted one: state.select([row]).")
     heads, windows = [], {}
-    for number, part in enumerate(state.layers):
+    for number, part in enumerate(state.detach().layers):
         (measured,) = measure_state(part)
         values = {name: value[0] for name, value in measured.values.items()}
         if isinstance(part, WindowState):
