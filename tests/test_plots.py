@@ -117,6 +117,7 @@ def test_distance_and_forgetting_mark_what_matters() -> None:
         (lambda: plots.forgetting_curves({}), RangeError, "there is no curve to draw"),
         (lambda: plots.memory_distance([], {}, 0), RangeError, "memory_distance: there is nothing to draw"),
         (lambda: plots.memory_distance([1, 2], {"a": [0]}, 0), ShapeError, "'a' has 1 values; wanted 2"),
+        (lambda: interactive.memory_distance([], {}, 0), RangeError, "memory_distance: there is nothing to draw"),
         (lambda: interactive.along_text([], {}), RangeError, "along_text: there is nothing to draw"),
         (lambda: interactive.along_text(PIECES, {"a": [1]}), ShapeError, "'a' has 1 values"),
         (lambda: interactive.attention_map(MAP, ["x"]), ShapeError, r"weights has shape \[7, 7\]; wanted \[1, 1\]"),
@@ -137,6 +138,7 @@ def test_drawings_for_a_browser_are_plain_values_without_colours() -> None:
         interactive.along_text(PIECES, {"surprise (bits)": [np.nan, *range(6)], "energy": range(7)}),
         interactive.spectra({"a": [2, 1], "b": [0, 0]}, chosen="b"),
         interactive.forgetting_curves({"a": (STEPS, LEFT)}),
+        interactive.memory_distance([0, 5, 9], {"layer 2": [0, 0, 0.4]}, 5),
     ]
     for drawing in drawings:
         text = json.dumps(drawing, allow_nan=False)

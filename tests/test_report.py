@@ -17,7 +17,7 @@ from ssmn.config import Plasticity, TextSSMNConfig
 from ssmn.errors import ConfigError, RangeError, StateError
 from ssmn.layers.attention import SlidingWindowAttention
 from ssmn.models import TextSSMN
-from ssmn.plots.report import About, holdings, pictures, read, window_weights, write_report
+from ssmn.plots.report import About, holdings, part, pictures, read, window_weights, write_report
 from ssmn.plots.report.page import _joined
 from ssmn.probes import trace
 from ssmn.stream import Stream
@@ -202,6 +202,26 @@ def test_a_large_memory_is_drawn_by_its_largest_entries() -> None:
     assert _joined(memory, 7) == (memory, 1)
 
 
+def test_two_forks_part_where_their_texts_do(model: TextSSMN) -> None:
+    other = TOKENS.copy()
+    other[60:] = other[60:][::-1]
+    found = part(model, TOKENS, other[:200], places=11)
+    assert found.fork == 0 and found.positions.tolist() == list(range(0, 201, 20))
+    assert list(found.distances) == [f"layer {n}, head {h}" for n in (1, 3) for h in (0, 1, 2)]
+    _, state = model(torch.from_numpy(np.stack([TOKENS[:200], other[:200]]).astype(np.int64)))
+    for (name, row), (layer, head) in zip(
+        found.distances.items(), [(n, h) for n in (1, 3) for h in (0, 1, 2)], strict=True
+    ):
+        assert not row[:4].any() and (row[4:] > 0).all() and (row <= 1).all(), name
+        left, right = state.layers[layer].memory[:, head]
+        assert row[-1] == pytest.approx(float((left - right).norm() / (left.norm() + right.norm())), rel=1e-3)
+    later = part(model, TOKENS[60:], other[60:200], state=model(torch.from_numpy(TOKENS[None, :60].astype(int)))[1])
+    assert later.fork == 60 and later.positions[-1] == 200
+    assert later.distances["layer 1, head 0"][-1] == pytest.approx(found.distances["layer 1, head 0"][-1], rel=1e-3)
+    with pytest.raises(RangeError, match="part: the texts have 0 and 3 tokens"):
+        part(model, TOKENS[:0], TOKENS[:3])
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_text_model(tmp_path_factory.mktemp("text"))
@@ -228,7 +248,8 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     out = capsys.readouterr().out
     assert "70 tokens from position 0" in out and "100.0% written" in out
     assert "What the memory did with notes.txt" in page.read_text(encoding="utf-8")
-    drawn = ["along-text", "attention", "forgetting", "memory", "spectra"]
+    assert "from the fork's after 70 tokens" in out and "Two streams after a fork" in page.read_text(encoding="utf-8")
+    drawn = ["along-text", "attention", "distance", "forgetting", "memory", "spectra"]
     assert [path.stem for path in sorted((tmp_path / "drawn").iterdir())] == drawn
 
     from ssmn.models import load_model

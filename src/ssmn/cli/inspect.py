@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from ssmn.config import Plasticity
     from ssmn.models import SSMN, TextSSMN
-    from ssmn.plots.report import Holdings, Reading
+    from ssmn.plots.report import Holdings, Parting, Reading
     from ssmn.probes import Writes
     from ssmn.state import StreamState
     from ssmn.training import Tokenizer
@@ -31,6 +32,9 @@ def command(
     state: Annotated[
         Path | None,
         typer.Option("--state", "-s", metavar="FILE", help="A saved state: where to start, or all there is."),
+    ] = None,
+    beside: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Another text, which a fork of the stream reads instead.")
     ] = None,
     report: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="Write everything as one page that needs no network.")
@@ -64,8 +68,8 @@ def command(
     """
     if text is None and state is None:
         raise typer.BadParameter("say what to look at: --text FILE, --text FILE --writes, or --state FILE.")
-    if text is None and (writes or write_threshold is not None or limit is not None):
-        raise typer.BadParameter("--writes, --write-threshold and --limit are about a text: add --text FILE.")
+    if text is None and (writes or beside or write_threshold is not None or limit is not None):
+        raise typer.BadParameter("--writes, --beside, --write-threshold and --limit are about a text: add --text FILE.")
     options.use_threads(threads)
 
     from rich.console import Console
@@ -78,7 +82,7 @@ def command(
         _show_writes(console, model, text, state, settings, limit, top)
         if report is None and pictures is None:
             return
-    _inspect(console, model, text, state, settings, limit, shown, top, report, pictures, dark)
+    _inspect(console, model, text, state, beside, settings, limit, shown, top, report, pictures, dark)
 
 
 def _show_writes(
@@ -119,6 +123,7 @@ def _inspect(
     model: Path | None,
     text: Path | None,
     state: Path | None,
+    beside: Path | None,
     settings: Plasticity | None,
     limit: int | None,
     shown: int,
@@ -128,11 +133,13 @@ def _inspect(
     dark: bool,
 ) -> None:
     """The summary, and what is asked for in files."""
+    import numpy as np
+
     from ssmn.files import atomic_write
     from ssmn.plots import Look, png
     from ssmn.plots import report as pages
-    from ssmn.streaming import token_pieces
 
+    parting = None
     if text is None:
         assert state is not None
         lm = options.load(model)
@@ -141,22 +148,32 @@ def _inspect(
     else:
         lm, tokenizer = options.load_text(model)
         start = None if state is None else _load_state(state, lm)
-        with text.open("rb") as file:
-            pieces = token_pieces(tokenizer, file)
-            reading = pages.read(lm, tokenizer, pieces, state=start, limit=limit, shown=shown, plasticity=settings)
+        pieces = _tokens(tokenizer, text)
+        reading = pages.read(lm, tokenizer, pieces, state=start, limit=limit, shown=shown, plasticity=settings)
         held, title = reading.holdings, f"What the memory did with {text.name}"
-    _print_summary(console, held, reading, top)
+        if beside is not None:
+            texts = [np.concatenate([np.empty(0, np.int64), *_tokens(tokenizer, path)]) for path in (text, beside)]
+            parting = pages.part(lm, *(tokens[:limit] for tokens in texts), state=start, plasticity=settings)
+    _print_summary(console, held, reading, parting, top)
     if report is not None:
         command = ["ssmn", "inspect", *([str(model)] if model else []), *([f"--state {state}"] if state else [])]
         command += [f"--text {text}"] if text else []
+        command += [f"--beside {beside}"] if beside else []
         about = pages.About(title, _described(lm), " ".join([*command, f"--report {report}"]))
-        pages.write_report(report, about, held, reading)
+        pages.write_report(report, about, held, reading, parting)
         console.print(f"{report}: {report.stat().st_size / 1e6:.1f} MB, opens from disk in any browser", soft_wrap=True)
     if pictures is not None:
         pictures.mkdir(parents=True, exist_ok=True)
-        for name, figure in pages.pictures(held, reading, Look(dark=dark)).items():
+        for name, figure in pages.pictures(held, reading, Look(dark=dark), parting=parting).items():
             atomic_write(pictures / f"{name}.png", png(figure))
             console.print(pictures / f"{name}.png", soft_wrap=True)
+
+
+def _tokens(tokenizer: Tokenizer, path: Path) -> Iterator[np.ndarray]:
+    from ssmn.streaming import token_pieces
+
+    with path.open("rb") as file:
+        yield from token_pieces(tokenizer, file)
 
 
 def _load_state(path: Path, model: TextSSMN | SSMN) -> StreamState:
@@ -175,7 +192,9 @@ def _described(model: TextSSMN | SSMN) -> str:
     return f"{type(model).__name__}, {model.num_parameters():,} parameters, width {config.hidden_dim}, layers {layers}"
 
 
-def _print_summary(console: Console, held: Holdings, reading: Reading | None, top: int) -> None:
+def _print_summary(
+    console: Console, held: Holdings, reading: Reading | None, parting: Parting | None, top: int
+) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
@@ -188,6 +207,9 @@ def _print_summary(console: Console, held: Holdings, reading: Reading | None, to
         facts.add_row("surprise", f"{reading.bits_per_byte:.3f} bits per byte")
         for layer, written, asked in zip(reading.trace.layers, reading.written, reading.importance, strict=True):
             facts.add_row(f"layer {layer}", f"{written:.1%} written, mean importance {asked:.3f}")
+    if parting is not None:
+        for name, row in parting.distances.items():
+            facts.add_row(name, f"{row[-1]:.3f} from the fork's after {parting.positions[-1] - parting.fork:,} tokens")
     console.print(facts)
     read = reading is not None
     title = "Memories (half-life in steps: by decay, and with what is overwritten)" if read else "Memories"

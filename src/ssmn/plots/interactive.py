@@ -299,6 +299,49 @@ def forgetting_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float
     return {"data": traces, "layout": layout}
 
 
+def memory_distance(positions: Sequence[float], distances: Mapping[str, Sequence[float]], fork: float) -> Drawing:
+    """How far the memories of two streams are apart that were one up to a fork.
+
+    Args:
+        positions: Steps of the stream.
+        distances: By name, |S − S'| / (|S| + |S'|) at each position, in [0, 1].
+        fork: The position at which the two parted.
+
+    Raises:
+        RangeError: There is no line.
+
+    Example:
+        >>> from ssmn.plots.interactive import memory_distance
+        >>> memory_distance([8, 16], {"layer 2, head 0": [0.0, 0.3]}, fork=8)["layout"]["shapes"][0]["x0"]
+        8
+    """
+    if not distances:
+        raise RangeError("memory_distance: there is nothing to draw; wanted positions and at least one line.")
+    traces = [
+        {
+            "type": "scatter", "mode": "lines", "name": name, "x": rounded(positions), "y": rounded(row),
+            "line": {"width": 2.2}, "hovertemplate": "%{y:.3f}",
+        }
+        for name, row in distances.items()
+    ]  # fmt: skip
+    layout = {
+        "height": 380,
+        "margin": {"l": 52, "r": 12, "t": 12, "b": 44},
+        "hovermode": "x unified",
+        "showlegend": len(distances) > 1,
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        "xaxis": {"title": {"text": "position (tokens)"}, "tickformat": ",d", "showgrid": False},
+        "yaxis": {"title": {"text": "distance of the memories"}, "rangemode": "tozero"},
+        "shapes": [
+            {
+                "type": "line", "yref": "paper", "x0": fork, "x1": fork, "y0": 0, "y1": 1,
+                "line": {"width": 1, "dash": "dash", "color": "#808890"},
+            }
+        ],
+    }  # fmt: skip
+    return {"data": traces, "layout": layout}
+
+
 def labels(pieces: Sequence[str], first: int = 0) -> list[str]:
     """A name for each token on an axis, its position before it, so that no two are the same."""
     shown = (visible(piece) for piece in pieces)

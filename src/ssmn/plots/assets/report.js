@@ -200,7 +200,7 @@
   });
   text.addEventListener("click", (event) => {
     const index = indexOf(event.target);
-    if (index >= 0) pin(pinned === index ? null : index);
+    if (index >= 0) pin(pinned === index ? null : index, false, true);
   });
   text.addEventListener("keydown", (event) => {
     const at = shown ?? 0;

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ssmn.plots.look import LIGHT, Look
-from ssmn.plots.memory import forgetting_curves, memory_maps, spectra
+from ssmn.plots.memory import forgetting_curves, memory_distance, memory_maps, spectra
 from ssmn.plots.readings import along_text, attention_maps
+from ssmn.plots.report.parting import Parting
 from ssmn.plots.report.reading import Holdings, Reading
 
 if TYPE_CHECKING:
@@ -19,17 +20,21 @@ _MOST = 6
 """Memories in one drawing."""
 
 
-def pictures(held: Holdings, reading: Reading | None = None, look: Look = LIGHT) -> dict[str, Figure]:
+def pictures(
+    held: Holdings, reading: Reading | None = None, look: Look = LIGHT, *, parting: Parting | None = None
+) -> dict[str, Figure]:
     """The drawings of a state, or of a text that was read, by the name of their file.
 
     Args:
         held: What the state holds; of a reading, its `holdings`.
         reading: What the model did with a text; None = a state alone.
         look: Where they are to be seen.
+        parting: How the stream and a fork that read another text drifted apart, if there was one.
 
     Returns:
         `memory` and `spectra` (of the first six heads, if the state has a memory); of a text also `along-text` (its
-        last 64 tokens), `attention` (the first memory and the window nearest to it) and `forgetting` (the first head).
+        last 64 tokens), `attention` (the first memory and the window nearest to it) and `forgetting` (the first
+        head); of a parting `distance`.
 
     Example:
         >>> import ssmn, torch
@@ -40,6 +45,9 @@ def pictures(held: Holdings, reading: Reading | None = None, look: Look = LIGHT)
         ['memory', 'spectra']
     """
     drawn: dict[str, Figure] = {}
+    if parting is not None:
+        distances = {name: row.tolist() for name, row in list(parting.distances.items())[:_MOST]}
+        drawn["distance"] = memory_distance(parting.positions.tolist(), distances, parting.fork, look)
     heads = held.heads[:_MOST]
     if heads:
         drawn["memory"] = memory_maps({head.name: head.memory for head in heads}, look)
