@@ -18,6 +18,8 @@ import torch
 import typer
 
 from ssmn.cli import VERBS, app_for, main
+from ssmn.files import shipped_model
+from ssmn.models import load_model
 from ssmn.training import TrainConfig, settings_for, shipped_configs
 
 ROOT = Path(__file__).parents[1]
@@ -263,6 +265,7 @@ USAGE = {
     "adapt": ("range(6)", "range(1)"),
     "batch": None,
     "chat": None,
+    "inspect": ("2_000", "200"),
     "river": ("ROWS = 1_000", "ROWS = 300"),
     "scikit-learn": None,
     "sktime": None,
@@ -298,6 +301,18 @@ def test_usage_pages_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         for number, program in enumerate(blocks(page, "python"), start=1):
             exec(compile(quick(name, program), f"docs/usage/{name}.md, block {number}", "exec"), names)
     assert name in LIBRARIES or names["tokenizer"].vocab_size > 1000
+
+
+def test_commands_of_the_inspect_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pydoc_data.topics import topics
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sequences.txt").write_text(topics["typesseq"], encoding="utf-8")
+    model = load_model(shipped_model())
+    model.init_state(1).save("sequences.safetensors", model)
+    for words in (words for line in typed(ROOT / "docs" / "usage" / "inspect.md") for words in calls(line, "ssmn")):
+        assert main([*words, *(["--limit", "150"] if "--text" in words else [])]) == 0
+    assert {path.suffix for path in tmp_path.iterdir()} >= {".html"} and len(list(Path("drawn").iterdir())) == 5
 
 
 @pytest.mark.slow

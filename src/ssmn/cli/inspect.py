@@ -1,7 +1,8 @@
-"""`ssmn inspect`: what a model does while it reads a text."""
+"""`ssmn inspect`: what a memory holds, and what a model does while it reads a text."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +15,11 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
+    from ssmn.config import Plasticity
+    from ssmn.models import SSMN, TextSSMN
+    from ssmn.plots.report import Holdings, Parting, Reading
     from ssmn.probes import Writes
+    from ssmn.state import StreamState
     from ssmn.training import Tokenizer
 
 _SHADES = (None, "on grey23", "on dark_blue", "on dark_cyan", "black on dark_orange", "black on bright_yellow")
@@ -22,42 +27,82 @@ _SHADES = (None, "on grey23", "on dark_blue", "on dark_cyan", "black on dark_ora
 
 
 def command(
-    model: Annotated[Path | None, typer.Argument(help="Folder of a text model; the shipped one if absent.")] = None,
+    model: Annotated[Path | None, typer.Argument(help="Folder of a model; the shipped text model if absent.")] = None,
     text: Annotated[Path | None, typer.Option(help="The text to read.")] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option("--state", "-s", metavar="FILE", help="A saved state: where to start, or all there is."),
+    ] = None,
+    beside: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Another text, which a fork of the stream reads instead.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Write everything as one page that needs no network.")
+    ] = None,
+    pictures: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the drawings as PNG files.")] = None,
+    dark: Annotated[bool, typer.Option("--dark", help="Draw the PNG files on a dark ground.")] = False,
     writes: Annotated[bool, typer.Option("--writes", help="Show which tokens are written into the memory.")] = False,
     write_threshold: Annotated[
         float | None, typer.Option(metavar="[0, 1]", help="Skip writes of less importance; the model's own if absent.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Read only this many tokens.")] = None,
+    shown: Annotated[int, typer.Option(min=1, help="Tokens of the text in the report, its last ones.")] = 1200,
     top: Annotated[int, typer.Option(min=0, help="Rows of the table of tokens.")] = 20,
     threads: options.Threads = None,
 ) -> None:
-    """Show what a model writes into its memory while it reads a text, in constant memory.
+    """Show what a model's memory holds, and what it does while it reads a text.
 
-    The text comes out as it is read, each token on a background by the strength it is written with,
-    from none (skipped) to bright (where there are no colours, ⟨ ⟩ stand around what is written with
+    Of a saved state: how much each memory holds, how full it is, how much of each window is in use. Of a text: also
+    how firmly its tokens are written, how surprising they are, and how long what is written lasts. The report has the
+    text itself: point at a token, and the earlier ones that its read of the memory drew on light up.
+
+    With --writes the text comes out as it is read, in constant memory, each token on a background by the strength it
+    is written with, from none (skipped) to bright (where there are no colours, ⟨ ⟩ stand around what is written with
     0.5 and more). Then: the share of written tokens of each layer, and the tokens of most importance.
 
     \b
     Example:
-        ssmn inspect runs/book --text notes.txt --writes
+        ssmn inspect runs/book --text notes.txt --report notes.html
+        ssmn inspect runs/book --state monday.safetensors --report monday.html
         ssmn inspect runs/book --text notes.txt --writes --write-threshold 0.5 --limit 2000
     """
-    if not writes or text is None:
-        raise typer.BadParameter("say what to look at: --text FILE --writes.")
+    if text is None and state is None:
+        raise typer.BadParameter("say what to look at: --text FILE, --text FILE --writes, or --state FILE.")
+    if text is None and (writes or beside or write_threshold is not None or limit is not None):
+        raise typer.BadParameter("--writes, --beside, --write-threshold and --limit are about a text: add --text FILE.")
     options.use_threads(threads)
-    lm, tokenizer = options.load_text(model)
 
-    import torch
     from rich.console import Console
 
     from ssmn.config import Plasticity
+
+    console = Console(highlight=False)
+    settings = None if write_threshold is None else Plasticity(write_threshold=write_threshold)
+    if text is not None and writes:
+        _show_writes(console, model, text, state, settings, limit, top)
+        if report is None and pictures is None:
+            return
+    _inspect(console, model, text, state, beside, settings, limit, shown, top, report, pictures, dark)
+
+
+def _show_writes(
+    console: Console,
+    model: Path | None,
+    text: Path,
+    state: Path | None,
+    settings: Plasticity | None,
+    limit: int | None,
+    top: int,
+) -> None:
+    """The text, marked by what is written, as it is read."""
+    import torch
+
     from ssmn.probes import memories, read_writes
     from ssmn.stream import Stream
     from ssmn.streaming import token_pieces
 
-    console, stream = Console(highlight=False), Stream(lm)
-    settings = None if write_threshold is None else Plasticity(write_threshold=write_threshold)
+    lm, tokenizer = options.load_text(model)
+    stream = Stream(lm, None if state is None else _load_state(state, lm))
     tally = _Tally(tokenizer.vocab_size, len(memories(lm)), memories(lm)[next(iter(memories(lm)))].heads)
     painter, left = _Painter(tokenizer, coloured=console.color_system is not None), limit
     with text.open("rb") as file:
@@ -71,6 +116,131 @@ def command(
                 break
     console.print(painter.finish())
     _print_tables(console, tally, tokenizer, list(memories(lm)), top)
+
+
+def _inspect(
+    console: Console,
+    model: Path | None,
+    text: Path | None,
+    state: Path | None,
+    beside: Path | None,
+    settings: Plasticity | None,
+    limit: int | None,
+    shown: int,
+    top: int,
+    report: Path | None,
+    pictures: Path | None,
+    dark: bool,
+) -> None:
+    """The summary, and what is asked for in files."""
+    import numpy as np
+
+    from ssmn.files import atomic_write
+    from ssmn.plots import Look, png
+    from ssmn.plots import report as pages
+
+    parting = None
+    if text is None:
+        assert state is not None
+        lm = options.load(model)
+        reading, held = None, pages.holdings(_load_state(state, lm))
+        title = f"What {state.name} holds"
+    else:
+        lm, tokenizer = options.load_text(model)
+        start = None if state is None else _load_state(state, lm)
+        pieces = _tokens(tokenizer, text)
+        reading = pages.read(lm, tokenizer, pieces, state=start, limit=limit, shown=shown, plasticity=settings)
+        held, title = reading.holdings, f"What the memory did with {text.name}"
+        if beside is not None:
+            texts = [np.concatenate([np.empty(0, np.int64), *_tokens(tokenizer, path)]) for path in (text, beside)]
+            parting = pages.part(lm, *(tokens[:limit] for tokens in texts), state=start, plasticity=settings)
+    _print_summary(console, held, reading, parting, top)
+    if report is not None:
+        command = ["ssmn", "inspect", *([str(model)] if model else []), *([f"--state {state}"] if state else [])]
+        command += [f"--text {text}"] if text else []
+        command += [f"--beside {beside}"] if beside else []
+        about = pages.About(title, _described(lm), " ".join([*command, f"--report {report}"]))
+        pages.write_report(report, about, held, reading, parting)
+        console.print(f"{report}: {report.stat().st_size / 1e6:.1f} MB, opens from disk in any browser", soft_wrap=True)
+    if pictures is not None:
+        pictures.mkdir(parents=True, exist_ok=True)
+        for name, figure in pages.pictures(held, reading, Look(dark=dark), parting=parting).items():
+            atomic_write(pictures / f"{name}.png", png(figure))
+            console.print(pictures / f"{name}.png", soft_wrap=True)
+
+
+def _tokens(tokenizer: Tokenizer, path: Path) -> Iterator[np.ndarray]:
+    from ssmn.streaming import token_pieces
+
+    with path.open("rb") as file:
+        yield from token_pieces(tokenizer, file)
+
+
+def _load_state(path: Path, model: TextSSMN | SSMN) -> StreamState:
+    from ssmn.errors import FileError
+    from ssmn.state import StreamState
+
+    state = StreamState.load(path, model)
+    if state.batch_size != 1:
+        raise FileError(f"{path}: holds {state.batch_size} streams; wanted one (StreamState.select takes one out).")
+    return state
+
+
+def _described(model: TextSSMN | SSMN) -> str:
+    config = model.config
+    layers = ", ".join(config.layer_types or ())
+    return f"{type(model).__name__}, {model.num_parameters():,} parameters, width {config.hidden_dim}, layers {layers}"
+
+
+def _print_summary(
+    console: Console, held: Holdings, reading: Reading | None, parting: Parting | None, top: int
+) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    facts = Table(show_header=False, box=None)
+    facts.add_row("position", f"{held.position:,}")
+    facts.add_row("state", f"{held.nbytes:,} bytes")
+    if reading is not None:
+        facts.add_row("read", f"{reading.tokens:,} tokens from position {reading.start:,}")
+        facts.add_row("surprise", f"{reading.bits_per_byte:.3f} bits per byte")
+        for layer, written, asked in zip(reading.trace.layers, reading.written, reading.importance, strict=True):
+            facts.add_row(f"layer {layer}", f"{written:.1%} written, mean importance {asked:.3f}")
+    if parting is not None:
+        for name, row in parting.distances.items():
+            facts.add_row(name, f"{row[-1]:.3f} from the fork's after {parting.positions[-1] - parting.fork:,} tokens")
+    console.print(facts)
+    read = reading is not None
+    title = "Memories (half-life in steps: by decay, and with what is overwritten)" if read else "Memories"
+    memory = Table(box=SIMPLE_HEAD, title=title, title_justify="left")
+    names = ["layer", "head", "energy", "rank", "saturation"]
+    names += ["half-life", "in all", "written", "importance"] if read else []
+    for name in names:
+        memory.add_column(name, justify="right")
+    for head in held.heads:
+        row = [f"{head.layer}", f"{head.head}", f"{head.energy:,.4g}"]
+        row += [f"{head.effective_rank:.1f}/{len(head.memory)}", f"{head.saturation:.0%}"]
+        if read:
+            row += [f"{head.half_life:,.0f}", f"{head.half_life_probed:,.0f}"]
+            row += [f"{head.write_rate:.1%}", f"{head.importance:.3f}"]
+        memory.add_row(*row)
+    if held.heads:
+        console.print(memory)
+    windows = Table(box=SIMPLE_HEAD, title="Windows", title_justify="left")
+    for name in ("layer", "tokens it sees", "filled"):
+        windows.add_column(name, justify="right")
+    for layer, (fill, size) in held.windows.items():
+        windows.add_row(str(layer), f"{size:,}", f"{fill:.0%}")
+    if held.windows:
+        console.print(windows)
+    if reading is not None and top:
+        tokens = Table(box=SIMPLE_HEAD, title="Tokens of most importance", title_justify="left")
+        for name in ("token", "seen", "mean importance"):
+            tokens.add_column(name, justify="left" if name == "token" else "right")
+        for token in reading.important[:top]:
+            tokens.add_row(Text(token.text), f"{token.count:,}", f"{token.importance:.3f}")
+        console.print(tokens)
 
 
 class _Painter:
@@ -130,6 +300,8 @@ def _print_tables(console: Console, tally: _Tally, tokenizer: Tokenizer, layers:
     from rich.table import Table
     from rich.text import Text
 
+    from ssmn.plots.report import quoted
+
     steps = max(1, tally.steps)
     rates = Table(box=SIMPLE_HEAD, title=f"{tally.steps:,} tokens", title_justify="left")
     for name in ("layer", "head", "written", "mean importance"):
@@ -143,17 +315,8 @@ def _print_tables(console: Console, tally: _Tally, tokenizer: Tokenizer, layers:
         tokens.add_column(name, justify="left" if name == "token" else "right")
     for token in tally.most_important(top):
         count = tally.count[token]
-        shown = Text(_shown(tokenizer, int(token)))
+        shown = Text(quoted(tokenizer, int(token)))
         share, mean = tally.strength[token] / count, tally.importance[token] / count
         tokens.add_row(shown, f"{count:,.0f}", f"{share:.0%}", f"{mean:.3f}")
     if tokens.row_count:
         console.print(tokens)
-
-
-def _shown(tokenizer: Tokenizer, token: int) -> str:
-    """A token in quotes: as text, or as bytes if it is only a part of a character."""
-    raw = tokenizer.decode_bytes([token])
-    try:
-        return repr(raw.decode())
-    except UnicodeDecodeError:
-        return repr(raw)

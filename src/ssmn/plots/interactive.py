@@ -131,14 +131,22 @@ def attention_map(weights: np.ndarray, pieces: Sequence[str], *, first: int = 0)
         "hovertemplate": "<b>%{y}</b><br>read %{x}<br>weight %{z:.4g}<extra></extra>",
     }  # fmt: skip
     axis = {"type": "category", "nticks": 12, "showgrid": False, "constrain": "domain", "tickfont": {"size": 10}}
+    # Plotly would set the name of the axis across its upright labels: it stands below the longest.
+    below = round(6 * max(map(len, names)) + 14)
     layout = {
-        "height": 520,
-        "margin": {"l": 92, "r": 8, "t": 34, "b": 100},
+        "height": 420 + below,
+        "margin": {"l": 92, "r": 8, "t": 34, "b": below + 22},
         colours: {"cmin": -end if signed else 0, "cmax": end},
-        "xaxis": {**axis, "title": {"text": "token that was read", "standoff": 8}, "tickangle": 90},
+        "xaxis": {**axis, "tickangle": 90},
         "yaxis": {
             **axis, "title": {"text": "reading token", "standoff": 6}, "autorange": "reversed", "scaleanchor": "x",
         },
+        "annotations": [
+            {
+                "text": "token that was read", "showarrow": False, "xref": "x domain", "x": 0.5, "xanchor": "center",
+                "yref": "y domain", "y": 0, "yanchor": "top", "yshift": -below, "font": {"size": 13},
+            }
+        ],
     }  # fmt: skip
     return {"data": [trace], "layout": layout}
 
@@ -197,6 +205,7 @@ def along_text(pieces: Sequence[str], values: Mapping[str, Sequence[float]], *, 
         )
         layout[_axis("yaxis", number)] = {
             "domain": [max(0.0, top - 0.74 / count), top - 0.1 / count], "rangemode": "tozero", "nticks": 4,
+            "tickformat": ",.10~g",
         }  # fmt: skip
         layout["annotations"].append(
             {
@@ -284,6 +293,49 @@ def forgetting_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float
             {
                 "type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": 0.5, "y1": 0.5, "opacity": 0.6,
                 "line": {"width": 1, "dash": "dot", "color": "#808890"},
+            }
+        ],
+    }  # fmt: skip
+    return {"data": traces, "layout": layout}
+
+
+def memory_distance(positions: Sequence[float], distances: Mapping[str, Sequence[float]], fork: float) -> Drawing:
+    """How far the memories of two streams are apart that were one up to a fork.
+
+    Args:
+        positions: Steps of the stream.
+        distances: By name, |S − S'| / (|S| + |S'|) at each position, in [0, 1].
+        fork: The position at which the two parted.
+
+    Raises:
+        RangeError: There is no line.
+
+    Example:
+        >>> from ssmn.plots.interactive import memory_distance
+        >>> memory_distance([8, 16], {"layer 2, head 0": [0.0, 0.3]}, fork=8)["layout"]["shapes"][0]["x0"]
+        8
+    """
+    if not distances:
+        raise RangeError("memory_distance: there is nothing to draw; wanted positions and at least one line.")
+    traces = [
+        {
+            "type": "scatter", "mode": "lines", "name": name, "x": rounded(positions), "y": rounded(row),
+            "line": {"width": 2.2}, "hovertemplate": "%{y:.3f}",
+        }
+        for name, row in distances.items()
+    ]  # fmt: skip
+    layout = {
+        "height": 380,
+        "margin": {"l": 52, "r": 12, "t": 12, "b": 44},
+        "hovermode": "x unified",
+        "showlegend": len(distances) > 1,
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        "xaxis": {"title": {"text": "position (tokens)"}, "tickformat": ",d", "showgrid": False},
+        "yaxis": {"title": {"text": "distance of the memories"}, "rangemode": "tozero"},
+        "shapes": [
+            {
+                "type": "line", "yref": "paper", "x0": fork, "x1": fork, "y0": 0, "y1": 1,
+                "line": {"width": 1, "dash": "dash", "color": "#808890"},
             }
         ],
     }  # fmt: skip

@@ -78,18 +78,18 @@ SCALE: dict[str, Any] = {"shrink": 0.6, "aspect": 34, "pad": 0.02}
 """How the bar of a colour scale stands below its maps."""
 
 CAPTIONS = {
-    "memory_maps": "Look for bright rows and columns: what is written often. A map without structure holds many "
-    "patterns laid over each other; an empty one has forgotten. Blue is negative, orange positive.",
-    "spectra": "Look at how far the line stays up. Each step is one direction that the memory can tell apart: a line "
-    "that falls at once holds few patterns, one that stays level to the right edge is full.",
-    "along_text": "Look for peaks: surprising tokens are new to the model, important ones are written firmly. The "
-    "memory's size rises where much is new and levels off where writing and forgetting balance.",
-    "attention_maps": "Look how far from the diagonal each map reaches: the window sees a band of fixed width and "
-    "nothing before it, the memory draws on any earlier token. Blue takes away: a later write corrected it.",
-    "forgetting_curves": "Look where a line crosses one half: that is the half-life. A larger λ moves it to the left, "
-    "a larger η overwrites sooner.",
-    "memory_distance": "Look how soon the lines rise after the fork: the two streams are equal up to it, and their "
-    "memories part as they read different things.",
+    "memory_maps": "Bright rows and columns: what is written often. A map without structure holds many patterns laid "
+    "over each other; an empty one has forgotten. Blue is negative, orange positive.",
+    "spectra": "How far the line stays up. Each step is one direction that the memory can tell apart: a line that "
+    "falls at once holds few patterns, one that stays level to the right edge is full.",
+    "along_text": "Peaks: surprising tokens are new to the model, important ones are written firmly. The energy rises "
+    "where much is new and levels off where writing and forgetting balance.",
+    "attention_maps": "How far from the diagonal each map reaches: the window sees a band of fixed width and nothing "
+    "before it, the memory draws on any earlier token. Blue takes away: a later write corrected it.",
+    "forgetting_curves": "Where a line crosses one half: that is the half-life. A larger λ moves it to the left, a "
+    "larger η overwrites sooner.",
+    "memory_distance": "How soon the lines rise after the fork: the two streams are equal up to it, and their memories "
+    "part as they read different things.",
 }
 """By the name of the drawing: what to look for in it."""
 
@@ -144,7 +144,7 @@ def colour_map(stops: Sequence[str]) -> Colormap:
 
 def caption(figure: Figure, name: str, look: Look) -> None:
     """What to look for, below the figure."""
-    text = "\n".join(textwrap.wrap(CAPTIONS[name], 58 if look.narrow else 124))
+    text = "\n".join(textwrap.wrap("What to look for: " + CAPTIONS[name], 58 if look.narrow else 124))
     figure.supxlabel(text, x=0.015, ha="left", fontsize="small", color=look.muted, linespacing=1.35)
 
 

@@ -168,7 +168,7 @@ def memory_distance(
         panel.set_ylim(0.0, 1.2 * max(max(values) for values in distances.values()) or 1.0)
         panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         panel.set_xlabel("position (tokens)")
-        panel.set_ylabel("distance of the memories\n(0 = equal, 1 = nothing in common)")
+        panel.set_ylabel("distance of the memories\n(0 = equal, 1 = opposite)")
         panel.set_title("Two streams after a fork")
         panel.legend(loc="upper left", fontsize="small")
         caption(figure, "memory_distance", look)

@@ -16,7 +16,7 @@
   const themes = parsed("themes");
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const narrow = matchMedia("(max-width: 600px)");
-  const options = { responsive: true, displaylogo: false, displayModeBar: "hover", modeBarButtonsToRemove: ["select2d", "lasso2d"] };
+  const options = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
 
   function draw(place) {
     const drawing = structuredClone(figures[place.dataset.figure][Number(place.dataset.number || 0)].drawing);
@@ -25,13 +25,11 @@
     for (const name of Object.keys(layout)) if (/^[xy]axis\d*$/.test(name)) layout[name] = { ...axis, ...layout[name] };
     for (const [name, scale] of Object.entries({ coloraxis, coloraxis2 }))
       if (layout[name]) layout[name] = { ...scale, ...layout[name] };
-    if (narrow.matches && layout.xaxis.scaleanchor === undefined && layout.yaxis.scaleanchor === "x") {
-      layout.height = Math.min(layout.height, place.clientWidth + 70);
-      layout.margin = { ...layout.margin, l: Math.min(layout.margin.l, 84), b: Math.min(layout.margin.b, 92) };
-      if (layout.xaxis.nticks) layout.xaxis = { ...layout.xaxis, nticks: 8 };
-      if (layout.yaxis.nticks) layout.yaxis = { ...layout.yaxis, nticks: 8 };
+    if (narrow.matches) {
+      if (layout.yaxis.scaleanchor) layout.height = Math.min(layout.height, place.clientWidth + 70);
+      for (const name of ["xaxis", "yaxis"]) if (layout[name].nticks > 8) layout[name].nticks = 8;
     }
-    Plotly.react(place, drawing.data, layout, options);
+    Plotly.react(place, drawing.data, layout, { ...options, displayModeBar: narrow.matches ? false : "hover" });
   }
 
   const places = [...document.querySelectorAll(".plot")];
@@ -53,7 +51,7 @@
   const text = document.getElementById("text");
   if (!text) return;
   const reading = parsed("reading");
-  const reader = document.querySelector(".reader");
+  const section = document.getElementById("the-text");
   const panel = document.getElementById("sources");
   const spans = [...text.querySelectorAll("span")];
   const first = reading.first;
@@ -74,10 +72,9 @@
       span.style.setProperty("--a", share.toFixed(3));
       span.classList.toggle("skipped", name === "importance" && reading.written[layer][index] === 0);
     });
-    reader.classList.toggle("surprise", name === "surprise");
-    const scale = document.querySelector(".scale");
-    scale.hidden = name === "none";
-    scale.classList.toggle("surprise", name === "surprise");
+    section.classList.toggle("surprise", name === "surprise");
+    const scale = section.querySelector(".scale");
+    scale.style.visibility = name === "none" ? "hidden" : "visible";
     const unit = name === "surprise" ? " bits" : "";
     scale.firstElementChild.textContent = low.toFixed(name === "surprise" ? 0 : 2);
     scale.lastElementChild.textContent = (known.length && known.at(-1) > high ? "≥ " : "") + high.toFixed(name === "surprise" ? 1 : 2) + unit;
@@ -203,7 +200,7 @@
   });
   text.addEventListener("click", (event) => {
     const index = indexOf(event.target);
-    if (index >= 0) pin(pinned === index ? null : index);
+    if (index >= 0) pin(pinned === index ? null : index, false, true);
   });
   text.addEventListener("keydown", (event) => {
     const at = shown ?? 0;

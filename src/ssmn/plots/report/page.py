@@ -17,6 +17,7 @@ import numpy as np
 from ssmn.files import atomic_write
 from ssmn.plots import interactive
 from ssmn.plots.look import CAPTIONS, Look
+from ssmn.plots.report.parting import Parting
 from ssmn.plots.report.reading import Head, Holdings, Reading
 
 _MAPS_BYTES = 1_500_000
@@ -35,7 +36,13 @@ class About:
     """What was typed."""
 
 
-def write_report(path: str | os.PathLike[str], about: About, held: Holdings, reading: Reading | None = None) -> Path:
+def write_report(
+    path: str | os.PathLike[str],
+    about: About,
+    held: Holdings,
+    reading: Reading | None = None,
+    parting: Parting | None = None,
+) -> Path:
     """Writes the report of a state, or of a text that was read.
 
     Args:
@@ -43,6 +50,7 @@ def write_report(path: str | os.PathLike[str], about: About, held: Holdings, rea
         about: Where the numbers come from.
         held: What the state holds; of a reading, its `holdings`.
         reading: What the model did with a text; None = a state alone.
+        parting: How the stream and a fork that read another text drifted apart, if there was one.
 
     Returns:
         The path.
@@ -65,10 +73,12 @@ def write_report(path: str | os.PathLike[str], about: About, held: Holdings, rea
     sections = [] if reading is None else [_text(reading), _along(reading, figures)]
     sections += [_memory(held, figures)]
     if reading is not None:
-        sections += [_attention(reading, figures), _forgetting(reading, figures), _tokens(reading)]
+        sections += [_attention(reading, figures), _forgetting(reading, figures)]
+        sections += [] if parting is None else [_parting(parting, figures)]
+        sections += [_tokens(reading)]
     body = "\n".join(
         f'<section id="{name}">\n<h2><span>{number}</span>{title}</h2>\n{inside}\n</section>'
-        for number, (name, title, inside) in enumerate((s for s in sections if s is not None), start=1)
+        for number, (name, title, inside) in enumerate(sections, start=1)
     )
     page = _page(about, held, reading, body, figures)
     atomic_write(Path(path), page.encode())
@@ -307,13 +317,13 @@ def _heads_table(heads: Sequence[Head]) -> str:
 
 def _attention(reading: Reading, figures: dict[str, list[dict[str, Any]]]) -> tuple[str, str, str]:
     count = len(next(iter(reading.memory_maps.values())))
-    pieces, first = reading.pieces[-count:], reading.start + reading.tokens - count
+    pieces, first = reading.pieces[-count:], reading.first + len(reading.pieces) - count
     columns = []
     for kind, maps in (("memory", reading.memory_maps), ("window", _nearest(reading))):
         figures[f"{kind}-map"] = [
             {
                 "name": f"{kind} of layer {layer}",
-                "drawing": interactive.attention_map(weights[-len(pieces) :, -len(pieces) :], pieces, first=first),
+                "drawing": interactive.attention_map(weights, pieces, first=first),
             }
             for layer, weights in maps.items()
         ]
@@ -346,6 +356,17 @@ write) and λ (how fast to forget).</p>
 {_plot("forgetting", "forgetting_curves")}
 {_look("forgetting_curves")}"""
     return "forgetting", "How long it lasts", inside
+
+
+def _parting(parting: Parting, figures: dict[str, list[dict[str, Any]]]) -> tuple[str, str, str]:
+    distances = {name: row.tolist() for name, row in parting.distances.items()}
+    drawing = interactive.memory_distance(parting.positions.tolist(), distances, parting.fork)
+    figures["distance"] = [{"drawing": drawing}]
+    inside = f"""<p class="about">A fork of the stream read another text. Between equal memories the distance
+‖S − S'‖ / (‖S‖ + ‖S'‖) is 0, between two that have nothing in common about 0.7, between opposite ones 1.</p>
+{_plot("distance", "memory_distance")}
+{_look("memory_distance")}"""
+    return "parting", "Two streams after a fork", inside
 
 
 def _tokens(reading: Reading) -> tuple[str, str, str]:

@@ -161,7 +161,7 @@ def holdings(state: StreamState) -> Holdings:
     if state.batch_size != 1:
         raise StateError(f"holdings: the state has {state.batch_size} rows; wanted one: state.select([row]).")
     heads, windows = [], {}
-    for number, part in enumerate(state.layers):
+    for number, part in enumerate(state.detach().layers):
         (measured,) = measure_state(part)
         values = {name: value[0] for name, value in measured.values.items()}
         if isinstance(part, WindowState):
@@ -253,7 +253,7 @@ def read(
         },
         snippets=_snippets(tokenizer, whole, start, trace.positions.numpy(), first),
         holdings=_with_calls(holdings(tracer.state), calls),
-        **_maps(model, before, tokens, plasticity),
+        **_maps(model, before, tokens, min(MAPPED, len(tokens) - extra), plasticity),
         forgetting=_forgetting(model, before, tokens, plasticity),
     )
 
@@ -370,11 +370,11 @@ def _snippets(
 
 
 def _maps(
-    model: TextSSMN, state: StreamState, tokens: np.ndarray, plasticity: Plasticity | None
+    model: TextSSMN, state: StreamState, tokens: np.ndarray, mapped: int, plasticity: Plasticity | None
 ) -> dict[str, dict[int, np.ndarray]]:
     """What the last tokens read of each other, through the memory and through the window, by layer."""
     row = torch.from_numpy(tokens).unsqueeze(0)
-    split = max(0, len(tokens) - MAPPED)
+    split = len(tokens) - mapped
     if split:
         _, state = model.hidden(row[:, :split], state, plasticity=plasticity)
     last, windows = row[:, split:], {}
