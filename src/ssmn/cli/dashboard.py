@@ -135,7 +135,8 @@ def _bound(host: str, port: int) -> socket.socket:
         made.bind(where)
     except OSError as error:
         raise RangeError(
-            f"dashboard: cannot listen at {host} port {port} ({error.strerror or error}); choose another --port or --host."
+            f"dashboard: cannot listen at {host} port {port} ({error.strerror or error}); choose another --port or "
+            f"--host."
         ) from error
     made.listen(64)
     return made

@@ -69,10 +69,7 @@ class Setup:
         if speed is not None and speed < 0:
             raise RangeError(f"--speed {speed:g}: wanted steps a second, or 0 for as fast as it goes.")
         source = source_for(where, model.config, tokenizer)
-        if speed is None:
-            limit = None if source.live else WATCHABLE
-        else:
-            limit = speed or None
+        limit = (None if source.live else WATCHABLE) if speed is None else speed or None
         return cls(model, tokenizer, source, limit, state)
 
     def session(self, idle_seconds: float | None = None) -> Session:

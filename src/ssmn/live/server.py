@@ -7,7 +7,7 @@
     POST   /api/sessions                    {}: starts one
     GET    /api/sessions/ID                 its latest update
     GET    /api/sessions/ID/events          server-sent events: `hello`, then `update`s; `Last-Event-ID` resumes
-    POST   /api/sessions/ID/control         {"pause": bool, "speed": n or null, "plasticity": {...} or null}: any of them
+    POST   /api/sessions/ID/control         any of {"pause": bool, "speed": n or null, "plasticity": {...} or null}
     POST   /api/sessions/ID/checkpoint      {"name": "..."}, or {}
     POST   /api/sessions/ID/rollback        {"name": "..."}, or {} for the latest
     POST   /api/sessions/ID/fork            {}: a second session from the same state

@@ -30,6 +30,7 @@ RATE = 25.0
 """Updates a second that a session aims at."""
 RANK_SHARE = 0.03
 """Share of the time that may go into effective ranks; they are found anew as often as that allows."""
+MOST_RANK_SECONDS = 2.0
 LEAST, MOST = 8, 2048
 """Steps of a piece; between them, as many as fit between two updates."""
 KEPT_UPDATES = 256
@@ -127,6 +128,7 @@ class Session:
         self.memories: dict[int, Tensor] = memories_of(reading.state)
         """The memories as of the latest update: values, safe to read from any thread."""
         self._publish()
+        self._ranked = -math.inf  # the first ranks are found when something has been read
 
     def start(self) -> Session:
         """Begins to read; returns the session itself."""
@@ -138,7 +140,8 @@ class Session:
     def close(self) -> None:
         """Stops for good and frees the source."""
         self._closed = True
-        self._commands.put((lambda: None, Future()))
+        with self._changed:
+            self._changed.notify_all()
         if self._thread is not None:
             self._thread.join(COMMAND_SECONDS)
         self._reading.reader.close()
@@ -427,7 +430,7 @@ class Session:
 
     def _publish(self) -> None:
         start, now = time.perf_counter(), time.monotonic()
-        ranks = now - self._ranked >= self._rank_seconds / RANK_SHARE
+        ranks = now - self._ranked >= min(self._rank_seconds / RANK_SHARE, MOST_RANK_SECONDS)
         report = self._reading.report(ranks=ranks)
         if ranks:
             self._rank_seconds, self._ranked = time.perf_counter() - start, now

@@ -131,8 +131,7 @@ class View(Vertical):
     def compose(self) -> ComposeResult:
         """The parts, from top to bottom."""
         yield Static(classes="head")
-        for heat in self._heats:
-            yield heat
+        yield from self._heats
         yield Static(classes="lines")
         yield Static(classes="settings")
         yield Static(classes="text")
