@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 
 pytest.importorskip("fastapi", reason='the extra "dashboard" is not installed')
-uvicorn = pytest.importorskip("uvicorn", reason='the extra "dashboard" is not installed')
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytest.importorskip("uvicorn", reason='the extra "dashboard" is not installed')
+pytest.importorskip("playwright", reason="playwright is not installed")
+
+import uvicorn
+from playwright import sync_api as playwright
 
 from ssmn.live import Hub, Limits, Session
 from ssmn.live.command import Setup

@@ -13,11 +13,12 @@ import socket
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,8 +109,10 @@ class Feed:
             self.close()
 
     def _run(self) -> None:
+        pieces: Iterator[Steps] = iter(())
         try:
-            for piece in self._pieces():
+            pieces = self._pieces()
+            for piece in pieces:
                 with self._changed:
                     self._put(piece)
                     while not self._closed and self._is_ahead():
@@ -120,6 +123,8 @@ class Feed:
             if not self._closed:
                 self.trouble = " ".join(str(error).split())
         finally:
+            if isinstance(pieces, Generator):
+                pieces.close()  # closes what it reads
             with self._changed:
                 self._ended = True
                 self._changed.notify_all()
@@ -251,17 +256,15 @@ def source_for(where: str | None, config: Any, tokenizer: Tokenizer | None) -> S
     if isinstance(config, SSMNConfig):
         columns = tuple(f"column {number}" for number in range(1, config.input_dim + 1))
 
-    def pieces(opened: Callable[[], ByteSource]) -> Iterator[Steps]:
-        source = opened()
-        if tokenizer is not None:
-            return token_pieces(tokenizer, source)
-        return row_pieces(source, config)
+    def pieces(opened: Callable[[], AbstractContextManager[Any]]) -> Iterator[Steps]:
+        with opened() as source:
+            yield from token_pieces(tokenizer, source) if tokenizer is not None else row_pieces(source, config)
 
     if where is None:
         name, path = _built_in(config)
-        return Source(name, False, columns, lambda: Feed(partial(pieces, partial(_lzma, path))))
+        return Source(name, False, columns, lambda: Feed(partial(pieces, partial(lzma.open, path))))
     if where == "-":
-        feed = Feed(partial(pieces, lambda: cast("ByteSource", sys.stdin.buffer)), lasting=True)
+        feed = Feed(partial(pieces, lambda: nullcontext(sys.stdin.buffer)), lasting=True)
         return Source("standard input", True, columns, lambda: feed)
     if where.startswith("tcp://"):
         line = _Line(*_address(where))
@@ -270,7 +273,7 @@ def source_for(where: str | None, config: Any, tokenizer: Tokenizer | None) -> S
     path = Path(where)
     if not path.is_file():
         raise FileError(f"source: {where} is not there, or no file; wanted a file, - or tcp://HOST:PORT.")
-    return Source(path.name, False, columns, lambda: Feed(partial(pieces, partial(_binary, path))))
+    return Source(path.name, False, columns, lambda: Feed(partial(pieces, partial(path.open, "rb"))))
 
 
 def row_pieces(source: ByteSource, config: SSMNConfig) -> Iterator[Steps]:
@@ -311,14 +314,6 @@ def _built_in(config: Any) -> tuple[str, Path]:
     return "a machine's temperature", folder / "machine-temperature.csv.xz"
 
 
-def _lzma(path: Path) -> ByteSource:
-    return cast("ByteSource", lzma.open(path))
-
-
-def _binary(path: Path) -> BinaryIO:
-    return path.open("rb")
-
-
 def _address(where: str) -> tuple[str, int]:
     host, _, port = where.removeprefix("tcp://").rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
@@ -333,13 +328,14 @@ class _Line:
         self._where = host, port
         self._socket: socket.socket | None = None
 
-    def open(self) -> ByteSource:
-        self._socket = socket.create_connection(self._where, CONNECT_SECONDS)
-        self._socket.settimeout(None)
-        return cast("ByteSource", self._socket.makefile("rb"))
+    @contextmanager
+    def open(self) -> Iterator[BinaryIO]:
+        with socket.create_connection(self._where, CONNECT_SECONDS) as self._socket:
+            self._socket.settimeout(None)
+            with self._socket.makefile("rb") as arriving:
+                yield arriving
 
     def close(self) -> None:
         if self._socket is not None:
             with contextlib.suppress(OSError):  # the other side has gone already
                 self._socket.shutdown(socket.SHUT_RDWR)
-            self._socket.close()

@@ -39,29 +39,6 @@ def memories_of(state: StreamState) -> dict[int, Tensor]:
     return {n: layer.memory[0] for n, layer in enumerate(state.layers) if isinstance(layer, PlasticState)}
 
 
-def energy(memory: Tensor) -> list[float]:
-    """Synaptic energy of each head, Σ S² over [K, V]: [H, K, V] to H numbers."""
-    return memory.square().sum((-2, -1)).tolist()
-
-
-def effective_rank(memory: Tensor) -> list[float]:
-    """How many directions each head uses, [H, K, V] to H numbers: exp of the entropy of its singular values' shares.
-
-    From 1 to min(K, V); 0 for an empty memory (Roy and Vetterli, 2007).
-
-    Example:
-        >>> import torch
-        >>> from ssmn.live.numbers import effective_rank
-        >>> effective_rank(torch.stack([torch.eye(4), torch.zeros(4, 4)]))
-        [4.0, 0.0]
-    """
-    values = torch.linalg.svdvals(memory.double())
-    total = values.sum(-1)
-    shares = values / total.clamp(min=1e-300).unsqueeze(-1)
-    rank = torch.exp(-torch.xlogy(shares, shares).sum(-1))
-    return [round(value, 6) for value in torch.where(total > 0, rank, 0.0).tolist()]
-
-
 def distance(mine: dict[int, Tensor], theirs: dict[int, Tensor]) -> float:
     """How far two models' memories are apart: √Σ (A − B)² / √Σ B², over all layers; NaN if B is empty."""
     apart = sum(float((memory - theirs[layer]).square().sum()) for layer, memory in mine.items())

@@ -20,9 +20,9 @@ from torch import Tensor
 from ssmn.config import Plasticity, SSMNConfig
 from ssmn.errors import RangeError, ShapeError, StateError
 from ssmn.live.feeds import Reader, Steps
-from ssmn.live.numbers import Picture, effective_rank, energy, memories_of, picture
+from ssmn.live.numbers import Picture, memories_of, picture
 from ssmn.models.stack import Stack
-from ssmn.probes import memories, watch_importance
+from ssmn.probes import effective_rank, energy, memories, spectrum, watch_importance
 from ssmn.state import StreamState
 from ssmn.stream import Stream
 from ssmn.streaming import token_bits
@@ -193,12 +193,12 @@ class Reading:
         layers = []
         for number, (layer, memory) in enumerate(now.items()):
             if ranks:
-                self._ranks[layer] = effective_rank(memory)
-            change = (memory - self._before[layer]).square().sum((-2, -1)).sqrt() / steps
+                self._ranks[layer] = effective_rank(spectrum(memory)).tolist()
+            change = energy(memory - self._before[layer]).sqrt() / steps
             layers.append(
                 LayerReport(
                     layer=layer,
-                    energy=energy(memory),
+                    energy=energy(memory).tolist(),
                     update=change.tolist(),
                     rank=self._ranks[layer],
                     write_rate=(self._written[number] / steps).tolist(),
@@ -411,15 +411,14 @@ class _Rows:
         return np.array(cells, np.float32).reshape(len(cells), width)
 
     def mark(self) -> Any:
-        return self._expected.copy()
+        return tuple(part.copy() for part in (self._expected, self._count, self._mean, self._squares))
 
     def restore(self, mark: Any) -> None:
-        self._expected = mark.copy()
+        self._expected, self._count, self._mean, self._squares = (part.copy() for part in mark)
 
     def fork(self) -> _Rows:
         made = _Rows(self._config)
-        made._expected = self._expected.copy()
-        made._count, made._mean, made._squares = self._count.copy(), self._mean.copy(), self._squares.copy()
+        made.restore(self.mark())
         return made
 
     def _learn_scale(self, steps: Steps) -> None:
