@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, get_args
 
 import torch
@@ -94,6 +95,8 @@ class SynapticMemory(nn.Module):
         self.decay = DecayGate(hidden_dim, decay)
         self.chat = InternalRecurrentChat(hidden_dim, chat_rounds) if chat_rounds else None
         self.sparse: SparseWriting | None = None  # put in by the training that wants few writes
+        self.watch: Callable[[Tensor, Tensor, dict[str, Any]], None] | None = None
+        """Put in by `ssmn.probes` while it looks on: called with k, v and the options that the operation is given."""
         nn.init.ones_(self.gate.bias)
         if initialisation == "associative":
             nn.init.orthogonal_(self.query.weight)
@@ -165,6 +168,8 @@ class SynapticMemory(nn.Module):
             "cu_seqlens": cu_seqlens,
             "initial_state": state.memory,
         }
+        if self.watch is not None:
+            self.watch(key, value, options)
 
         def ask(question: Tensor) -> Tensor:
             return unit(self._heads(self.query(question)))

@@ -108,6 +108,7 @@ def train(
     *,
     resume: bool = False,
     on_step: Callable[[Progress], bool | None] | None = None,
+    around_step: Callable[[Stack, int], contextlib.AbstractContextManager[Any]] | None = None,
     corpora: tuple[Corpus, Corpus] | None = None,
 ) -> TrainResult:
     """Trains a model and writes it, its tokenizer, its settings, a checkpoint and a log into a folder.
@@ -122,6 +123,8 @@ def train(
         resume: Goes on from the folder's checkpoint. The `train` settings may differ, except for
             `batch_size`, `piece_length` and `carried_pieces`.
         on_step: Called after each step; if it returns True, the run stops as by Ctrl-C.
+        around_step: Called before each step with the model and the step's number, from 1; what it returns is entered
+            around the step. `ssmn.probes.Recorder.around` is one.
         corpora: The streams to train and to evaluate on, if they have been read already; then `data` only says
             what they are.
 
@@ -160,7 +163,7 @@ def train(
         atomic_write(folder / SETTINGS_FILE, to_toml(config.to_dict()).encode())
         if source.tokenizer is not None:
             source.tokenizer.save(folder / TOKENIZER_FILE)
-        return _run(trainer, config, source, folder, on_step)
+        return _run(trainer, config, source, folder, on_step, around_step)
 
 
 def build_model(config: StackConfig) -> Stack:
@@ -416,13 +419,16 @@ def _run(
     source: _Source,
     folder: Path,
     on_step: Callable[[Progress], bool | None] | None,
+    around_step: Callable[[Stack, int], contextlib.AbstractContextManager[Any]] | None,
 ) -> TrainResult:
     settings, figures = config.train, {}
     with _Log(folder, trainer.step, settings.tensorboard) as log, interruptible() as interrupted:
         window = _Window(trainer.step, settings.steps)
         while trainer.step < settings.steps and not interrupted.is_set():
             batch = source.batch(trainer.step)
-            output, loss, norm, rate = trainer.advance(batch)
+            around = None if around_step is None else around_step(trainer.model, trainer.step + 1)
+            with around or contextlib.nullcontext():
+                output, loss, norm, rate = trainer.advance(batch)
             is_logged = trainer.step % settings.log_every == 0 or trainer.step == settings.steps
             progress = window.add(trainer.step, batch, output, loss.item(), norm, rate)
             if is_logged:
