@@ -58,7 +58,7 @@ def started(client: Client) -> str:
 def read_up(hub: Hub, client: Client, name: str) -> Session:
     """The session, when it has read all."""
     session = hub.get(client.cookies["ssmn_owner_7007"], name)
-    session.wait_for(lambda update: update.status == "ended", 20)
+    session.wait_for(lambda update: update.status == "ended", 60)
     return session
 
 
@@ -91,7 +91,7 @@ def test_a_session_from_start_to_end(hub: Hub, client: Client, tmp_path: Path) -
     assert client("GET", path).json["position"] == len(STORY)
     assert client("POST", f"{path}/checkpoint", {"name": "here"}).json == {"name": "here"}
     assert client("POST", f"{path}/push", {"text": "more"}).json == {"steps": 4}
-    session.wait_for(lambda update: update.report.position == len(STORY) + 4, 10)
+    session.wait_for(lambda update: update.report.position == len(STORY) + 4, 60)
     assert client("POST", f"{path}/rollback").json == {"name": "here"}
     assert client("GET", path).json["position"] == len(STORY)
     changed = {"pause": True, "speed": 50, "plasticity": {"eta_scale": 0.5, "decay_lambda": 0.01}}
@@ -110,7 +110,7 @@ def test_a_session_from_start_to_end(hub: Hub, client: Client, tmp_path: Path) -
     assert fork["parent"] == name and fork["position"] == len(STORY)
     client("POST", f"/api/sessions/{fork['id']}/push", {"text": "a way of its own"})
     ours = hub.get(client.cookies["ssmn_owner_7007"], fork["id"])
-    ours.wait_for(lambda update: update.report.position == len(STORY) + 16, 10)
+    ours.wait_for(lambda update: update.report.position == len(STORY) + 16, 60)
     assert client("GET", f"/api/sessions/{fork['id']}").json["distance"] > 0
     assert client("GET", path).json["position"] == len(STORY)
     assert client("DELETE", path).json == {"closed": name}
@@ -140,7 +140,7 @@ def test_a_session_from_start_to_end(hub: Hub, client: Client, tmp_path: Path) -
         ("push", b"NaN", 422, "NaN is no number of JSON"),
         ("push", b"3", 422, "body: 3; wanted an object"),
         ("push", {"text": "x" * 3_100}, 413, "wanted at most 3,000 bytes"),
-        ("nothing", {}, 404, "POST /api/sessions/.*Not Found"),
+        ("nothing", {}, 404, "POST: Not Found"),
     ],
 )
 def test_wrong_bodies_are_named(client: Client, path: str, body: Any, status: int, message: str) -> None:
@@ -193,11 +193,9 @@ def test_events_resume_where_a_viewer_left(hub: Hub, client: Client) -> None:
     assert kind == "hello" and hello["id"] == name and hello["update"]["position"] == len(STORY)
     assert number == hello["update"]["number"] == session.latest.number and hello["trail"]
     assert session.viewers == 0
-    for letter in "abc":
+    for count, letter in enumerate("abc", start=len(STORY) + 1):
         client("POST", f"/api/sessions/{name}/push", {"text": letter})
-        session.wait_for(
-            lambda update, at=session._reading: update.report.position == at.position and not at.waiting, 5
-        )
+        session.wait_for(lambda update, count=count: update.report.position == count, 60)
     newest = session.latest.number
     missed = events_of(follow(client, name, newest - number, str(number)).body)
     assert [entry[:2] for entry in missed] == [(n, "update") for n in range(number + 1, newest + 1)]
@@ -357,12 +355,10 @@ def test_ten_thousand_malformed_requests(caplog: pytest.LogCaptureFixture) -> No
             method, path, headers, body = mutated(draw, name)
             answer = await request(client.app, method, path, headers, body, events=0)
             statuses[answer.status] = statuses.get(answer.status, 0) + 1
-            text = answer.body.replace(path.split("?")[0][:80].encode("utf-8", "replace"), b"")
-            told = json.dumps(path)[1:81].encode()
-            leaked = [leak for leak in leaks if leak in text.replace(told, b"")] if answer.status != 404 else []
-            small = answer.status >= 400
             assert answer.status and answer.status < 500, (number, method, path, headers, body, answer.body)
-            assert not small or not leaked, (number, method, path, headers, body, answer.body)
+            small = answer.status >= 400
+            leaked = [leak for leak in leaks if small and leak in answer.body]
+            assert not leaked, (number, method, path, headers, body, answer.body)
             if small and method != "HEAD":
                 assert answer.json["error"]
 

@@ -424,14 +424,14 @@ def test_a_socket_is_one_feed_for_all(sessions: list[Session]) -> None:
         line, _ = server.accept()
         with line:
             line.sendall(b"one line\n")
-            first.wait_for(lambda update: update.report.position == 9, 10)
+            first.wait_for(lambda update: update.report.position == 9, 60)
             second = Session(Reading(model, source.reader(), TOKENIZER)).start()
             sessions.append(second)
             line.sendall(b"two\n")
-            first.wait_for(lambda update: update.report.position == 13, 10)
-            assert second.wait_for(lambda update: update.report.position == 4, 10).status in ("running", "waiting")
-            assert first.wait_for(lambda update: update.status == "waiting", 10)
-        first.wait_for(lambda update: update.status == "ended", 10)
+            first.wait_for(lambda update: update.report.position == 13, 60)
+            assert second.wait_for(lambda update: update.report.position == 4, 60).status in ("running", "waiting")
+            assert first.wait_for(lambda update: update.status == "waiting", 60)
+        first.wait_for(lambda update: update.status == "ended", 60)
 
 
 # sessions
@@ -442,7 +442,7 @@ def test_a_session_ends_where_a_plain_stream_does(sessions: list[Session]) -> No
     session = Session(text_reading(STORY * 4, model))
     sessions.append(session)
     length = 4 * len(STORY.encode())
-    assert session.start().wait_for(lambda update: update.status == "ended", 20).report.position == length
+    assert session.start().wait_for(lambda update: update.status == "ended", 60).report.position == length
     plain = Stream(model)
     token_bits(plain, np.concatenate([[LINE_END], TOKENIZER.encode(STORY * 4)]))
     difference = max(entry.relative for entry in session._reading.state.diff(plain.state))
@@ -465,7 +465,7 @@ def test_sessions_on_one_model_do_not_see_each_other(sessions: list[Session]) ->
     for session in running:
         session.start()
     for session, (state, importance) in zip(running, alone, strict=True):
-        last = session.wait_for(lambda update: update.status == "ended", 20)
+        last = session.wait_for(lambda update: update.status == "ended", 60)
         assert max(entry.relative for entry in session._reading.state.diff(state)) < 1e-5
         updates = session.updates_after(0) or []
         counted = sum(update.report.steps for update in updates)
@@ -477,9 +477,9 @@ def test_sessions_on_one_model_do_not_see_each_other(sessions: list[Session]) ->
 def test_buttons_of_a_running_session(sessions: list[Session]) -> None:
     session = Session(text_reading(STORY * 40), speed=4_000.0)
     sessions.append(session)
-    session.start().wait_for(lambda update: update.report.position > 100, 20)
+    session.start().wait_for(lambda update: update.report.position > 100, 60)
     session.pause()
-    stopped = session.wait_for(lambda update: update.status == "paused", 10).report.position
+    stopped = session.wait_for(lambda update: update.status == "paused", 60).report.position
     assert session.checkpoint("here") == "here"
     kept = session._reading.state
     fork = session.fork()
@@ -488,11 +488,11 @@ def test_buttons_of_a_running_session(sessions: list[Session]) -> None:
     fork.set_plasticity(eta_scale=0.1, decay_scale=100.0)
     fork.set_speed(None)
     fork.start().resume()
-    apart = fork.wait_for(lambda update: update.report.position > stopped + 200, 20)
+    apart = fork.wait_for(lambda update: update.report.position > stopped + 200, 60)
     assert session.latest.report.position == stopped and (apart.distance or 0) > 0.05
     assert session.latest.distance is None
     session.resume()
-    session.wait_for(lambda update: update.report.position > stopped + 50, 20)
+    session.wait_for(lambda update: update.report.position > stopped + 50, 60)
     session.pause()
     session.rollback("here")
     assert session.latest.report.position == stopped
@@ -512,18 +512,18 @@ def test_a_session_that_fails_says_so_and_can_go_on(sessions: list[Session], cap
     reading.read = once  # type: ignore[method-assign]
     session = Session(reading)
     sessions.append(session)
-    assert session.start().wait_for(lambda update: update.status == "failed", 10).message == "too odd"
+    assert session.start().wait_for(lambda update: update.status == "failed", 60).message == "too odd"
     session.resume()
-    session.wait_for(lambda update: "internal error (ValueError)" in update.message, 10)
+    session.wait_for(lambda update: "internal error (ValueError)" in update.message, 60)
     assert "secret" not in session.latest.message and "secret path" in caplog.text
     session.resume()
-    session.wait_for(lambda update: update.status == "ended", 10)
+    session.wait_for(lambda update: update.status == "ended", 60)
 
 
 def test_wrong_commands_change_nothing(sessions: list[Session]) -> None:
     session = Session(text_reading("ab"))
     sessions.append(session)
-    session.start().wait_for(lambda update: update.status == "ended", 10)
+    session.start().wait_for(lambda update: update.status == "ended", 60)
     for command, message in (
         (lambda: session.set_speed(0), "speed='0'; wanted steps a second above 0"),
         (lambda: session.set_speed(True), "speed='True'"),  # type: ignore[arg-type]
@@ -587,13 +587,15 @@ def test_updates_are_sound_json(sessions: list[Session]) -> None:
 def test_nobody_looking_means_no_reading(sessions: list[Session]) -> None:
     session = Session(text_reading(STORY * 100), speed=2_000.0, idle_seconds=0.05)
     sessions.append(session)
-    session.start().wait_for(lambda update: update.report.position > 5, 10)
+    session.looking(+1)
+    session.start().wait_for(lambda update: update.report.position > 5, 60)
+    session.looking(-1)
     time.sleep(0.3)
     at = session._reading.position
     time.sleep(0.2)
     assert session._reading.position == at
     session.looking(+1)
-    session.wait_for(lambda update: update.report.position > at, 10)
+    session.wait_for(lambda update: update.report.position > at, 60)
     assert session.unseen_seconds == 0
     session.looking(-1)
 
@@ -610,7 +612,7 @@ def test_states_are_downloaded_whole(sessions: list[Session], tmp_path: Path) ->
 def test_threads_end_with_the_session() -> None:
     before = set(threading.enumerate())
     session = Session(text_reading()).start()
-    session.wait_for(lambda update: update.status == "ended", 10)
+    session.wait_for(lambda update: update.status == "ended", 60)
     fork = session.fork().start()
     session.close()
     fork.close()

@@ -8,7 +8,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("textual", reason='the extra "viz" is not installed')
 
@@ -16,7 +18,8 @@ from textual.pilot import Pilot
 from textual.widgets import Static
 
 from ssmn.live.command import Setup
-from ssmn.live.terminal import Heat, View, WatchApp, shade, sparkline, turned
+from ssmn.live.numbers import picture
+from ssmn.live.terminal import SHADES, Heat, View, WatchApp, fitted, shade, sparkline, turned
 from ssmn.training import Tokenizer
 from tiny import row_model, text_model
 
@@ -67,17 +70,15 @@ def test_a_text_is_watched(tmp_path: Path) -> None:
         assert [line.split()[0] for line in lines] == ["surprise", "energy", "change", "effective", "written"]
         assert all("█" in line for line in lines)
         heat = view.query_one(Heat)
-        assert (len(heat._colours), len(heat._colours[0])) == (16, 16)
+        assert heat.levels.shape == (16, 16) and np.abs(heat.levels).max() == SHADES
         strip = heat.render_line(3)
         assert strip.text == "▀" * 16
         style = strip._segments[5].style
         assert style is not None and style.color is not None and style.bgcolor is not None
-        assert tuple(style.color.triplet or ()) == heat._colours[6][5]
-        assert tuple(style.bgcolor.triplet or ()) == heat._colours[7][5]
-        dark = heat._colours
+        assert tuple(style.color.triplet or ()) == shade(heat.levels[6, 5] / SHADES, dark=True)
+        assert tuple(style.bgcolor.triplet or ()) == shade(heat.levels[7, 5] / SHADES, dark=True)
         await pilot.press("d")
-        await until(pilot, lambda: heat._colours != dark)
-        app.query(Static)
+        await until(pilot, lambda: heat.render_line(3)._segments[5].style != style)
         await pilot.press("q")
 
     watched(text_setup(tmp_path), script)
@@ -166,3 +167,12 @@ def test_sparklines_and_shades() -> None:
     light = [sum(shade(value / 10, dark=False)) for value in range(11)]
     assert light == sorted(light, reverse=True)
     assert shade(0.5, dark=True)[2] < shade(-0.5, dark=True)[2]
+
+
+def test_maps_of_several_heads_fit_the_width() -> None:
+    memory = torch.zeros(3, 20, 30)
+    memory[1, 11, 17] = -4.0
+    memory[2, 0, 0] = 2.0
+    wide, narrow = fitted(picture(memory), 100), fitted(picture(memory), 34)
+    assert wide.shape == (20, 92) and wide[11, 31 + 17] == -SHADES and wide[0, 62] == SHADES // 2
+    assert narrow.shape == (7, 32) and narrow[3, 11 + 5] == -SHADES and np.count_nonzero(narrow) == 2

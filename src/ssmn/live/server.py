@@ -78,7 +78,8 @@ def make_app(hub: Hub, door: Door, about: dict[str, Any], on_entry: Callable[[],
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
-        return JSONResponse({"error": f"{request.method} {request.url.path[:80]}: {error.detail}."}, error.status_code)
+        # Without the address, which may hold somebody's session.
+        return JSONResponse({"error": f"{request.method[:10]}: {error.detail}."}, error.status_code)
 
     @app.exception_handler(SSMNError)
     async def wrong(request: Request, error: SSMNError) -> Response:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -80,6 +81,7 @@ class Session:
         rate: Updates a second to aim at.
         idle_seconds: Stops reading when nobody has looked for so long (see `looking`); None = never.
         parent: The session it was forked from.
+        paused: Whether it waits for `resume` at the start.
 
     Example:
         >>> import ssmn
@@ -105,13 +107,14 @@ class Session:
         rate: float = RATE,
         idle_seconds: float | None = None,
         parent: Session | None = None,
+        paused: bool = False,
     ) -> None:
         self.id = secrets.token_urlsafe(16)
         """Unguessable."""
         self.label, self.parent = label, parent
         self._reading, self._rate, self._idle_seconds = reading, rate, idle_seconds
         self._speed = _checked_speed(speed)
-        self._paused = self._failed = self._closed = False
+        self._paused, self._failed, self._closed = paused, False, False
         self._message = ""
         self._commands: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -225,16 +228,15 @@ class Session:
         """A second session that goes on from here by itself, not yet started."""
 
         def make() -> Session:
-            made = Session(
+            return Session(
                 self._reading.fork(),
                 label=f"{self.label} · fork" if self.label else "fork",
                 speed=self._speed,
                 rate=self._rate,
                 idle_seconds=self._idle_seconds,
                 parent=self,
+                paused=self._paused,
             )
-            made._paused = self._paused
-            return made
 
         return self._do(make)
 
@@ -331,8 +333,7 @@ class Session:
 
     def _run(self) -> None:
         while not self._closed:
-            if self._obey():
-                self._publish()
+            self._obey()
             try:
                 wait = self._advance()
             except Exception as error:
@@ -386,20 +387,21 @@ class Session:
         self._allowance -= whole
         return whole
 
-    def _obey(self) -> bool:
-        """Runs the commands that have come; whether there were any."""
-        obeyed = False
+    def _obey(self) -> None:
+        """Runs the commands that have come; who gave them hears of it when what they did has been published."""
+        done: list[Callable[[], None]] = []
         while not self._commands.empty():
             command, answer = self._commands.get()
-            if self._closed:
-                answer.set_exception(StateError("live: the session is closed; start another."))
-                continue
             try:
-                answer.set_result(command())
+                if self._closed:
+                    raise StateError("live: the session is closed; start another.")
+                done.append(partial(answer.set_result, command()))
             except Exception as error:
-                answer.set_exception(error)
-            obeyed = True
-        return obeyed
+                done.append(partial(answer.set_exception, error))
+        if done and not self._closed:
+            self._publish()
+        for tell in done:
+            tell()
 
     def _sleep(self, seconds: float) -> None:
         def is_wanted() -> bool:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.color import Color
 from rich.segment import Segment
 from rich.style import Style
@@ -31,6 +33,10 @@ except ImportError as error:
 
 DRAWN = 20.0
 """Drawings a second at most."""
+MAPS_EVERY = 2
+"""Drawings from one of the map to the next: it costs more than all the rest."""
+SHADES = 16
+"""Levels of each colour."""
 KEPT_PIECES = 400
 _BARS = " ▁▂▃▄▅▆▇█"
 _NEGATIVE = {True: (86, 180, 233), False: (0, 114, 178)}
@@ -73,38 +79,51 @@ class Heat(Widget):
     def __init__(self, name: str) -> None:
         super().__init__()
         self._title = name
-        self._colours: list[list[tuple[int, int, int]]] = []
+        self._dark = True
+        self.levels = np.zeros((0, 0), np.int8)
+        """[R, C], what is shown: −`SHADES` .. `SHADES`."""
 
     def show(self, picture: Picture, dark: bool) -> None:
         """Draws a new picture."""
-        self._colours = self._fitted(picture, dark)
-        self.styles.height = -(-len(self._colours) // 2)
-        self.refresh()
-
-    def _fitted(self, picture: Picture, dark: bool) -> list[list[tuple[int, int, int]]]:
-        heads, rows, columns = picture.cells.shape
-        width = max(4, (self.size.width or 64) - (heads - 1))
-        step = max(1, math.ceil(columns * heads / width), math.ceil(rows / 64))
-        table = [shade(value / 127, dark) for value in range(-127, 128)]
-        lines = []
-        for row in range(0, rows, step):
-            line: list[tuple[int, int, int]] = []
-            for head in range(heads):
-                if head:
-                    line.append(_PAPER[dark])
-                for column in range(0, columns, step):
-                    block = picture.cells[head, row : row + step, column : column + step].ravel()
-                    line.append(table[int(block[np.abs(block.astype(np.int16)).argmax()]) + 127])
-            lines.append(line)
-        return lines
+        levels = fitted(picture, self.size.width or 64)
+        if dark != self._dark or not np.array_equal(levels, self.levels):
+            self.levels, self._dark = levels, dark
+            self.styles.height = -(-len(levels) // 2)
+            self.refresh()
 
     def render_line(self, y: int) -> Strip:
         """Two rows of cells as one line of characters."""
-        upper = self._colours[2 * y] if 2 * y < len(self._colours) else []
-        lower = self._colours[2 * y + 1] if 2 * y + 1 < len(self._colours) else upper
-        pairs = zip(upper, lower, strict=False)
-        segments = [Segment("▀", Style(color=Color.from_rgb(*top), bgcolor=Color.from_rgb(*low))) for top, low in pairs]
-        return Strip(segments)
+        upper = self.levels[2 * y].tolist() if 2 * y < len(self.levels) else []
+        lower = self.levels[2 * y + 1].tolist() if 2 * y + 1 < len(self.levels) else [0] * len(upper)
+        return Strip([Segment("▀", _pair(top, low, self._dark)) for top, low in zip(upper, lower, strict=True)])
+
+
+def fitted(picture: Picture, width: int) -> NDArray[np.int8]:
+    """The levels [R, C] of a picture's heads side by side, in at most `width` columns: of each block the strongest.
+
+    Example:
+        >>> import torch
+        >>> from ssmn.live.numbers import picture
+        >>> from ssmn.live.terminal import fitted
+        >>> fitted(picture(torch.tensor([[[0.0, 1.0, 0.5], [0.0, -2.0, 0.0]]])), 4).tolist()
+        [[0, 8, 4], [0, -16, 0]]
+    """
+    heads, rows, columns = picture.cells.shape
+    step = max(1, math.ceil(columns * heads / max(4, width - (heads - 1))))
+    cells = np.pad(picture.cells, ((0, 0), (0, -rows % step), (0, -columns % step))).astype(np.int16)
+    blocks = cells.reshape(heads, -(-rows // step), step, -(-columns // step), step)
+    high, low = blocks.max((2, 4)), blocks.min((2, 4))
+    strongest = np.where(high >= -low, high, low)
+    levels = np.rint(strongest * (SHADES / 127)).astype(np.int8)
+    apart = np.zeros((levels.shape[1], 1), np.int8)
+    return np.concatenate([part for head in levels for part in (apart, head)][1:], axis=1)
+
+
+@cache
+def _pair(top: int, low: int, dark: bool) -> Style:
+    """The style of a half-block: one level above another."""
+    colours = (Color.from_rgb(*shade(level / SHADES, dark)) for level in (top, low))
+    return Style(color=next(colours), bgcolor=next(colours))
 
 
 class View(Vertical):
@@ -123,7 +142,8 @@ class View(Vertical):
         super().__init__()
         self.session, self._setup, self.is_chosen = session, setup, is_chosen
         self.row = 0
-        self._seen = 0
+        self._seen = self._drawn = 0
+        self._looked: tuple[Any, ...] = ()
         self._pieces: deque[Piece] = deque(maxlen=KEPT_PIECES)
         self._trail: deque[list[Any]] = deque(maxlen=400)
         self._heats = [Heat(f"layer {layer}") for layer in setup.about["layers"]]
@@ -145,8 +165,14 @@ class View(Vertical):
             if update.report.steps:
                 self._trail.append(trail_point(update))
         update = self.session.latest
-        for heat, layer in zip(self._heats, update.report.layers, strict=True):
-            heat.show(layer.picture, dark)
+        looked = update.number, dark, self.is_chosen, self.row, self.size
+        if looked == self._looked and self._drawn % MAPS_EVERY == 1:
+            return
+        self._looked = looked
+        if self._drawn % MAPS_EVERY == 0:
+            for heat, layer in zip(self._heats, update.report.layers, strict=True):
+                heat.show(layer.picture, dark)
+        self._drawn += 1
         width = max(8, self.size.width - 30)
         self.query_one(".head", Static).update(self._head(update))
         self.query_one(".lines", Static).update(self._lines(update, width))
