@@ -143,7 +143,7 @@ def test_rows_are_watched(tmp_path: Path) -> None:
         (session,) = app.sessions
         await until(pilot, lambda: session.latest.status == "ended")
         view = app.query_one(View)
-        await until(pilot, lambda: "column 2" in said(view, "text"))
+        await until(pilot, lambda: "90 rows" in said(view, "head") and "column 2" in said(view, "text"))
         assert "90 rows" in said(view, "head") and "expected" in said(view, "text")
 
     watched(Setup.of(row_model().eval(), None, str(path), speed=0.0), script)

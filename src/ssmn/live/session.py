@@ -27,12 +27,12 @@ from ssmn.live.reading import Reading, Report, with_settings
 
 T = TypeVar("T")
 
-RATE = 25.0
+RATE = 22.0
 """Updates a second that a session aims at."""
 RANK_SHARE = 0.03
 """Share of the time that may go into effective ranks; they are found anew as often as that allows."""
 MOST_RANK_SECONDS = 2.0
-LEAST, MOST = 8, 2048
+LEAST, MOST = 32, 2048
 """Steps of a piece; between them, as many as fit between two updates."""
 KEPT_UPDATES = 256
 """Updates that a viewer who comes back can still get."""
@@ -354,12 +354,12 @@ class Session:
             return math.inf
         if self._idle_seconds is not None and self.unseen_seconds > self._idle_seconds:
             return math.inf
-        start = time.perf_counter()
+        start, spent = time.perf_counter(), time.thread_time()
         most = self._permitted()
         if most < 1:
             return 0.5 / self._rate
         read = self._reading.read(most)
-        took = time.perf_counter() - start
+        took = max(1e-4, time.thread_time() - spent)
         if not read:
             if self.latest.report.position != self._reading.position or self.latest.status != self._status():
                 self._publish()
@@ -369,8 +369,9 @@ class Session:
             return 0.0
         self._fed = time.monotonic()
         if self._speed is None:
-            # So many steps that a piece fills the time between two updates.
-            fit = read / took * 0.8 / self._rate
+            # So many steps that a piece fills the time between two updates, of this thread's own time: where others
+            # take the processor, updates come less often, but no more of the time goes into what a piece costs.
+            fit = read / took * 0.95 / self._rate
             self._size = int(min(max(LEAST, fit, self._size / 2), MOST, self._size * 2))
         if time.monotonic() - self._last >= 0.5 / self._rate:
             self._publish()

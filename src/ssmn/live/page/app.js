@@ -70,7 +70,7 @@ class View {
     this.lines = new Lines(part("chart"), about.kind === "text" ? "bits per byte" : "error, in deviations");
     if (about.kind === "text") {
       this.text = new Text(part("text"));
-      part("legend").innerHTML = "importance <i></i><i class='i1'></i><i class='i3'></i><i class='i5'></i><i class='surprising'></i> surprising";
+      part("legend").innerHTML = "importance <i class='i1'></i><i class='i3'></i><i class='i5'></i><i class='surprising'></i> surprising";
       part("legend").title = "How strongly each token is written, from not at all to full strength; underlined: 8 bits of surprise or more";
     } else {
       this.rows = new Rows(part("rows"), about.columns);

@@ -24,8 +24,8 @@ function colours() {
 export function short(value, digits = 3) {
   if (value === null || value === undefined) return "–";
   const size = Math.abs(value);
-  if (size !== 0 && (size < 0.001 || size >= 100000)) return value.toExponential(1).replace("e", " e").replace("+", "");
-  return Number(value.toPrecision(digits)).toLocaleString("en", { maximumFractionDigits: 4 });
+  if (size !== 0 && (size < 0.0001 || size >= 1e6)) return value.toExponential(1).replace("+", "");
+  return Number(value.toPrecision(digits)).toLocaleString("en", { maximumFractionDigits: 6 });
 }
 
 /** The maps of one view: a figure for each head of each layer. */
@@ -159,7 +159,7 @@ function frame(panels, titles, ticks) {
   const ink = colour("--ink"), muted = colour("--muted"), line = colour("--line");
   const gap = 0.075, each = (1 - gap * (panels - 1)) / panels;
   const layout = {
-    margin: { l: 48, r: 10, t: 18, b: 36 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+    margin: { l: 48, r: 10, t: 18, b: 44 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: "system-ui, sans-serif", size: 11.5, color: ink }, showlegend: false, hovermode: "x", annotations: [],
     hoverlabel: { bgcolor: colour("--card"), bordercolor: line, font: { color: ink } }, uirevision: "kept",
     xaxis: { ...ticks, anchor: `y${panels > 1 ? panels : ""}`, gridcolor: line, zeroline: false, tickcolor: line, color: muted, nticks: 6 },
@@ -200,8 +200,8 @@ export class Lines {
     if (this.isFork) titles.unshift("Distance to the other memory");
     const [palette, x] = [lineColours(), this.points.map((point) => point[0])];
     const traces = [];
-    const add = (panel, y, name, index) => traces.push({
-      x, y, name, type: "scatter", mode: "lines", connectgaps: false, yaxis: `y${panel ? panel + 1 : ""}`, xaxis: "x",
+    const add = (panel, y, name, index, isNamed = false) => traces.push({
+      x, y, name, showlegend: isNamed, legendgroup: name, type: "scatter", mode: "lines", connectgaps: false, yaxis: `y${panel ? panel + 1 : ""}`, xaxis: "x",
       line: { color: palette[index % palette.length], width: 1.6, dash: DASHES[Math.floor(index / palette.length) % 4] },
       hovertemplate: `${name ? `${name}: ` : ""}%{y:.4g}<extra></extra>`,
     });
@@ -210,11 +210,16 @@ export class Lines {
     add(panel++, this.points.map((point) => point[1]), "", 0);
     for (let number = 0; number < 4; number += 1, panel += 1) {
       layers.forEach((layer, index) => add(panel, this.points.map((point) => point[3][index]?.[number]),
-        layers.length > 1 ? `layer ${layer.layer}` : "", index));
+        layers.length > 1 ? `layer ${layer.layer}` : "", index, number === 0));
     }
-    const layout = frame(titles.length, titles, { title: { text: "position (steps read)", standoff: 6 } });
-    layout.height = 92 * titles.length + 44;
-    if (layers.length > 1) Object.assign(layout, { showlegend: false });
+    const layout = frame(titles.length, titles, { title: { text: "position (steps read)", standoff: 10 } });
+    layout.height = 92 * titles.length + 52;
+    if (layers.length > 1) {
+      Object.assign(layout, { showlegend: true, legend: { orientation: "h", x: 0, y: 1, yanchor: "bottom", itemclick: false } });
+      layout.margin.t += 26;
+      layout.height += 26;
+      layout.legend.y += 26 / layout.height;
+    }
     window.Plotly.react(this.root, traces, layout, SETTINGS);
   }
 }
