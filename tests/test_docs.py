@@ -270,6 +270,7 @@ USAGE = {
     "scikit-learn": None,
     "sktime": None,
     "train": ("train.steps=300", "train.steps=2"),
+    "watch": None,
 }
 """The pages on tasks whose Python stands alone, and what makes them quick."""
 

@@ -26,6 +26,8 @@ VERBS: dict[str, str] = {
     "forecast": "Forecast the next rows of a table; go on learning from new ones without a refit.",
     "detect": "Find anomalies in a table, or in rows as they arrive: streaming scores and flags.",
     "inspect": "Look into a model while it reads: which tokens are written, and how firmly.",
+    "watch": "Watch a memory at work in the terminal: its map, its numbers, its text, and the sliders of η and λ.",
+    "dashboard": "The same in the browser: several sessions, forks side by side, on this machine only unless told.",
     "state": "Look into saved stream states; fork, merge and compare them.",
     "bench": "Measure this machine: mixers, training, decoding, prefill, the seed's table, the long soak.",
     "doctor": "Say what would run here, and why the rest would not.",
