@@ -13,10 +13,10 @@ from torch import Tensor
 
 import ssmn
 from ssmn import errors
-from ssmn.config import SSMNConfig
+from ssmn.config import SSMNConfig, middle_of
 from ssmn.layers import PlasticReadout, RunningFront
 from ssmn.layers.front import LIMIT
-from ssmn.layers.heads import middle_of, spread_out
+from ssmn.layers.heads import spread_out
 from ssmn.models import SSMN
 from ssmn.training.losses import crps, gaussian_nll, pinball, prediction_loss
 

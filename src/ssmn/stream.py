@@ -35,7 +35,8 @@ class Stream:
         batch_size: Rows of a fresh state: independent streams that run side by side.
         grad: Records gradients through pushes and steps; off by default, or memory would grow with the stream.
         backend: `torch`, or `engine`: the model as it is now, packed once; for steps and short pieces far quicker. It
-            takes the options `elapsed` and `plasticity` only, and later changes of the weights do not reach it.
+            takes the options `elapsed`, `plasticity`, `target`, `future` and `static` only, and later changes of the
+            weights do not reach it.
 
     Raises:
         StateError: `state` is not one of this model.
@@ -232,22 +233,46 @@ class _EngineRows:
             fresh.set_state(row, state.select([row]))
         self.engine, self._plasticity = fresh, None
 
-    def run(self, x: Tensor, *, elapsed: Tensor | None = None, plasticity: Plasticity | None = None) -> Tensor:
+    def run(
+        self,
+        x: Tensor,
+        *,
+        elapsed: Tensor | None = None,
+        plasticity: Plasticity | None = None,
+        target: Tensor | None = None,
+        future: Tensor | None = None,
+        static: Tensor | None = None,
+    ) -> Tensor:
         """Outputs [B, T, ...] of x [B, T, ...]."""
         self._learn(plasticity)
-        times = None if elapsed is None else _array("elapsed", elapsed).T
-        return torch.from_numpy(self.engine.run(_array("x", x).swapaxes(0, 1), elapsed=times)).transpose(0, 1)
+        rows = {"elapsed": elapsed, "target": target, "future": future}
+        arrays = {name: array.swapaxes(0, 1) for name, array in _arrays(rows).items()}
+        ys = self.engine.run(_array("x", x).swapaxes(0, 1), **arrays, **_arrays({"static": static}))
+        return torch.from_numpy(ys).transpose(0, 1)
 
-    def step(self, x_t: Tensor, *, elapsed: Tensor | None = None, plasticity: Plasticity | None = None) -> Tensor:
+    def step(
+        self,
+        x_t: Tensor,
+        *,
+        elapsed: Tensor | None = None,
+        plasticity: Plasticity | None = None,
+        target: Tensor | None = None,
+        future: Tensor | None = None,
+        static: Tensor | None = None,
+    ) -> Tensor:
         """Outputs [B, ...] of x_t [B, ...]."""
         self._learn(plasticity)
-        times = None if elapsed is None else _array("elapsed", elapsed)
-        return torch.from_numpy(self.engine.step(_array("x", x_t), elapsed=times).copy())
+        arrays = _arrays({"elapsed": elapsed, "target": target, "future": future, "static": static})
+        return torch.from_numpy(self.engine.step(_array("x", x_t), **arrays).copy())
 
     def _learn(self, plasticity: Plasticity | None) -> None:
         if plasticity is not self._plasticity:
             self.engine.set_plasticity(plasticity or Plasticity())
             self._plasticity = plasticity
+
+
+def _arrays(tensors: dict[str, Tensor | None]) -> dict[str, Any]:
+    return {name: _array(name, value) for name, value in tensors.items() if value is not None}
 
 
 def _array(name: str, x: Tensor) -> np.ndarray:
