@@ -41,9 +41,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "static_dim": 4, "readout_forget": 0.3, "readout_ridge": 0.01,
     },
 }  # fmt: skip
-CONFIGS = {
-    name: SSMNConfig(input_dim=3, output_dim=2, **{**SMALL, **options}) for name, options in OPTIONS.items()
-}
+CONFIGS = {name: SSMNConfig(input_dim=3, output_dim=2, **{**SMALL, **options}) for name, options in OPTIONS.items()}
 every_series = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 
 

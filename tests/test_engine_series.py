@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import ssmn
-from engines import model_of, vector_config
+from engines import BASE, model_of, vector_config
 from series_engines import CONFIGS, answers, every_series, one, part, series_of
 from ssmn import native
 from ssmn.config import Plasticity, SSMNConfig
@@ -43,7 +43,7 @@ def assert_same_state(actual: StreamState, expected: StreamState, tolerance: flo
         for state in (actual, expected)
         if "front.mean" in state.named_tensors()
     ]
-    assert not means or torch.allclose(*means, rtol=1e-9, atol=1e-9)
+    assert not means or torch.allclose(*means, rtol=1e-7, atol=1e-7)
     differences = {entry.name: entry.relative for entry in expected.diff(actual) if entry.name != "front.rest"}
     assert max(differences.values()) <= tolerance, differences
 
@@ -169,10 +169,10 @@ def test_a_frozen_read_out_learns_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("forget", [0.0, 0.002, 0.05, 0.9])
 def test_squares_stay_exact(forget: float) -> None:
-    config = vector_config(
-        output_dim=3, readout="rls", readout_forget=forget, readout_features="both", layer_types=("static",),
-        num_layers=1,
-    )  # fmt: skip
+    config = SSMNConfig.from_dict({
+        **BASE, "input_dim": 3, "output_dim": 2, "layer_types": ["static"], "num_layers": 1, "readout": "rls",
+        "readout_forget": forget, "readout_features": "both",
+    })  # fmt: skip
     model, series = model_of(config), series_of(config, 1200, 1)
     series["elapsed"][700] = 1e6  # everything is forgotten at once
     expected, state = answers(model, series)
@@ -200,7 +200,9 @@ def test_wrong_arguments() -> None:
     ):
         with pytest.raises(error, match=message):
             engine.step(**{**good, **change})
-    with pytest.raises(ShapeError, match=r"run: future is float32 \[5, 2, 5\]; wanted a float32 numpy array \[6, 2, 5\]"):
+    with pytest.raises(
+        ShapeError, match=r"run: future is float32 \[5, 2, 5\]; wanted a float32 numpy array \[6, 2, 5\]"
+    ):
         engine.run(**{**series, "future": series["future"][1:]})
     with pytest.raises(RangeError, match="future is given, but the model has none; make it with future_dim"):
         Engine(model_of(vector_config())).step(np.zeros(3, np.float32), future=np.zeros(1, np.float32))

@@ -121,8 +121,7 @@ class Engine:
             streams: Which take part, as numbers or as a mask [streams]; None = all, in order.
             elapsed: Time since the step before, a number or [streams]; None = 1.
             target: [streams, output_dim] float32, for the plastic read-out: the truth of what was predicted at the step
-                before; NaN = unknown; None = none is known. Its axis of streams is there if that of x is, and so is that
-                of `future` and `static`.
+                before; NaN = unknown; None = none is known. It has an axis of streams if x has; so have the next two.
             future: [streams, future_dim] float32, what is known of the step that is predicted; needed if the model has
                 it.
             static: [streams, static_dim] float32, what holds for a whole stream; needed if the model has it.
@@ -138,7 +137,7 @@ class Engine:
         if not self._lock.acquire(False):
             self._refuse_second()
         try:
-            if streams is None and elapsed is None and target is None and self._needs_x_alone:
+            if streams is elapsed is target is future is static is None and self._needs_x_alone:
                 if self._is_text:
                     if type(x) is int and self._alone:
                         self._x[0] = x if -1 < x < self._tokens else -1
@@ -156,7 +155,10 @@ class Engine:
                 if code:
                     self._refuse(code, self._x)
                 return y
-            return self._step_some(x, streams, elapsed, {"target": target, "future": future, "static": static})
+            beside = {"target": target, "future": future, "static": static}
+            if streams is None and elapsed is None:
+                return self._step_beside(x, beside)
+            return self._step_some(x, streams, elapsed, beside)
         finally:
             self._lock.release()
 
@@ -176,7 +178,7 @@ class Engine:
             xs: [T, streams, input_dim] float32, or token numbers [T, streams]; of a single stream also without the
                 axis of streams.
             streams: Which take part; None = all, in order.
-            elapsed: A number, or [T, streams]; None = 1.
+            elapsed: A number, or [T, streams]; None = 1. It and the next three have an axis of streams if xs has.
             target: [T, streams, output_dim], as in `step`.
             future: [T, streams, future_dim], likewise.
             static: [streams, static_dim], likewise.
@@ -355,6 +357,12 @@ class Engine:
             count, 1, self._which.ctypes.data, self._x.ctypes.data, None, self._y.ctypes.data, 0, None, None, None
         )
         self._call = byref(self._call_struct)
+        self._rows = {name: np.zeros((count, width), np.float32) for name, width in self._widths().items() if width}
+        self._fuller_struct = native.EngineCall.from_buffer_copy(self._call_struct)
+        for name, rows in self._rows.items():
+            setattr(self._fuller_struct, "fixed" if name == "static" else name, rows.ctypes.data)
+        self._target_address = self._fuller_struct.target
+        self._fuller_call = byref(self._fuller_struct)
 
     @staticmethod
     def _require_counts(**counts: int) -> None:
@@ -380,6 +388,27 @@ class Engine:
         if self._is_text or sizes.head_kind == 0:
             return (sizes.outputs,)
         return (sizes.outputs // sizes.head_parts, sizes.head_parts)
+
+    def _widths(self) -> dict[str, int]:
+        """Of what is given beside x; 0 = the model has none."""
+        sizes = self._packed.sizes
+        if self._is_text:
+            return {"target": 0, "future": 0, "static": 0}
+        outputs = sizes.outputs // sizes.head_parts if sizes.readout else 0
+        return {"target": outputs, "future": sizes.future_width, "static": sizes.static_width}
+
+    def _step_beside(self, x: Any, beside: _Beside) -> NDArray[np.float32]:
+        """A step of all streams with more than x, through arrays whose addresses the call knows."""
+        y = self._put(x, self._x, self._y)
+        found = self._beside("step", beside, (), self.streams, alone=y.ndim == len(self._ending()))
+        for name, rows in self._rows.items():
+            if found[name] is not None:
+                rows[...] = found[name]
+        self._fuller_struct.target = None if found["target"] is None else self._target_address
+        code = self._run(self._engine, self._fuller_call)
+        if code:
+            self._refuse(code, self._x, found)
+        return y
 
     def _step_some(self, x: Any, streams: Any, elapsed: Any, beside: _Beside) -> NDArray[np.float32]:
         which = self._chosen("step", streams)
@@ -414,6 +443,8 @@ class Engine:
             if last_only and not steps:
                 raise ShapeError(f"{owner}: xs has no steps; wanted at least one.")
             array = np.ascontiguousarray(array, np.int64 if self._is_text else np.float32)
+            if alone and np.ndim(elapsed) == 1:
+                elapsed = np.asarray(elapsed)[:, np.newaxis]
             times = None if elapsed is None else check_elapsed(owner, elapsed, (steps, count))
             more = self._beside(owner, beside, (steps,), count, alone)
             y = np.empty((count, *self._ending()) if last_only else (steps, count, *self._ending()), np.float32)
@@ -428,12 +459,8 @@ class Engine:
 
     def _beside(self, owner: str, given: _Beside, steps: tuple[int, ...], count: int, alone: bool) -> _Beside:
         """Target, future and static inputs, checked, in the order of `ssmn_engine_call`."""
-        sizes, found = self._packed.sizes, {}
-        widths = {"target": 0, "future": 0, "static": 0}
-        if not self._is_text:
-            outputs = sizes.outputs // sizes.head_parts if sizes.readout else 0
-            widths = {"target": outputs, "future": sizes.future_width, "static": sizes.static_width}
-        for name, width in widths.items():
+        found: _Beside = {}
+        for name, width in self._widths().items():
             array = found[name] = given[name]
             if array is None and (name == "target" or not width):
                 continue
