@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ssmn.config import Plasticity
 from ssmn.engine import Engine
-from ssmn.errors import ConfigError, DtypeError, RangeError, StateError
+from ssmn.errors import BackendError, ConfigError, DtypeError, RangeError, StateError
 from ssmn.files import PathLike
 from ssmn.state import StatefulModel, StreamState, require_same_layout
 
@@ -36,7 +36,7 @@ class Stream:
         grad: Records gradients through pushes and steps; off by default, or memory would grow with the stream.
         backend: `torch`, or `engine`: the model as it is now, packed once; for steps and short pieces far quicker. It
             takes the options `elapsed`, `plasticity`, `target`, `future` and `static` only, and later changes of the
-            weights do not reach it.
+            weights do not reach it. `auto` takes the engine where there is one that runs the model.
 
     Raises:
         StateError: `state` is not one of this model.
@@ -61,15 +61,21 @@ class Stream:
         *,
         batch_size: int = 1,
         grad: bool = False,
-        backend: Literal["torch", "engine"] = "torch",
+        backend: Literal["auto", "engine", "torch"] = "torch",
     ) -> None:
-        if backend not in ("torch", "engine"):
-            raise RangeError(f"Stream: backend={backend!r}; wanted torch or engine.")
+        if backend not in ("auto", "engine", "torch"):
+            raise RangeError(f"Stream: backend={backend!r}; wanted auto, engine or torch.")
         if grad and backend == "engine":
             raise ConfigError("Stream: the engine records no gradients; wanted grad=False, or backend='torch'.")
         self.model = model
         self.grad = grad
-        self._rows = _EngineRows(Engine(model)) if backend == "engine" else None
+        self._rows = None
+        if backend == "engine" or (backend == "auto" and not grad):
+            try:
+                self._rows = _EngineRows(Engine(model))
+            except (BackendError, ConfigError, DtypeError):
+                if backend == "engine":
+                    raise
         with torch.no_grad():
             self._state: StreamState | None = model.init_state(batch_size)
         self._like = self._state
