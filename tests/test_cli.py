@@ -166,6 +166,18 @@ def test_stream_gives_surprise_per_byte(run: Runner, text_folder: Path) -> None:
     assert [row[:2] for row in rows] == [["0", "110"], ["1", "195"], ["2", "169"], ["3", "10"]]
 
 
+def test_rows_with_times_decay_by_them(run: Runner, row_folder: Path) -> None:
+    hourly = "load,day,heat\n" + "".join(f"{n % 3},2024-05-01T{n:02d}:00Z,{n % 5}\n" for n in range(20))
+    clock = ("stream", "--model", row_folder, "--time", "day", "--step", "3600")
+    plain = run("stream", "--model", row_folder, "--columns", "load,heat", stdin=hourly)
+    assert run(*clock, stdin=hourly) == plain
+    later = hourly.replace("T19", "T23")
+    assert run(*clock, stdin=later).splitlines()[:-1] == plain.splitlines()[:-1]
+    assert run(*clock, stdin=later).splitlines()[-1] != plain.splitlines()[-1]
+    assert run(*clock, stdin=hourly.replace("T19", "T03")).splitlines() == plain.splitlines()[:-1]
+    assert "line 21: column day is '2024-05-01T03:00Z', which lies before the row before" in run.err
+
+
 def test_stream_goes_on_from_its_state(run: Runner, text_folder: Path, tmp_path: Path) -> None:
     whole = [float(row[2]) for row in table(run("stream", "--model", text_folder, stdin=TEXT))[1:]]
     state = tmp_path / "log.safetensors"
@@ -229,7 +241,9 @@ def test_an_empty_row_of_a_model_with_gaps_has_no_answer(run: Runner, tmp_path: 
 
 def test_options_of_the_other_kind_are_refused(run: Runner, text_folder: Path, row_folder: Path) -> None:
     run("stream", "--model", text_folder, "--columns", "a", code=1)
-    assert "--columns, --header and --strict are for rows of numbers, but the model reads text" in run.err
+    assert "--columns, --header, --time and --strict are for rows of numbers, but the model reads text" in run.err
+    run("stream", "--model", row_folder, "--step", "60", stdin="1,2\n", code=1)
+    assert "--step=60; wanted a positive number of seconds, together with --time" in run.err
     run("stream", "--model", row_folder, "--per", "byte", code=1)
     assert "--per is for text, but the model reads rows of numbers" in run.err
     run("generate", "x", "--model", row_folder, code=1)

@@ -13,10 +13,10 @@ from torch import Tensor
 
 import ssmn
 from ssmn import errors
-from ssmn.config import SSMNConfig
+from ssmn.config import SSMNConfig, middle_of
 from ssmn.layers import PlasticReadout, RunningFront
 from ssmn.layers.front import LIMIT
-from ssmn.layers.heads import middle_of, spread_out
+from ssmn.layers.heads import spread_out
 from ssmn.models import SSMN
 from ssmn.training.losses import crps, gaussian_nll, pinball, prediction_loss
 
@@ -500,22 +500,6 @@ def test_bad_losses_are_refused() -> None:
         gaussian_nll(torch.zeros(3), torch.zeros(3))
     with pytest.raises(errors.RangeError, match=r"pinball: quantiles=\(0.0,\); wanted shares in \(0, 1\)"):
         pinball(torch.zeros(3, 1), torch.zeros(3), (0.0,))
-
-
-@pytest.mark.parametrize(
-    ("setting", "value", "words"),
-    [
-        ("missing", "mask", "missing='mask'; the engine runs models with missing='error' alone"),
-        ("normalise", "running", "normalise='running'; the engine runs models with normalise='none' alone"),
-        ("head", "gaussian", "head='gaussian'; the engine runs models with head='point' alone"),
-        ("static_dim", 2, "static_dim=2; the engine runs models with static_dim=0 alone"),
-        ("future_dim", 2, "future_dim=2; the engine runs models with future_dim=0 alone"),
-        ("readout", "rls", "readout='rls'; the engine runs models with readout='none' alone: use the model's own step"),
-    ],
-)
-def test_the_engine_says_what_it_cannot_run(setting: str, value: Any, words: str) -> None:
-    with pytest.raises(errors.ConfigError, match=f"Engine: {words}"):
-        ssmn.Engine(model_of(**{setting: value}))
 
 
 def test_a_stream_takes_the_options_of_series() -> None:

@@ -200,10 +200,16 @@ class TestEngine:
             stream.push(torch.zeros(1, 3, 2), mask=torch.ones(1, 3))
         assert stream.state.diff(kept).identical
 
+    def test_auto_takes_it_where_it_runs(self) -> None:
+        for model, grad, backend in (
+            (row_model(), False, "engine"), (row_model().double(), False, "torch"), (row_model(), True, "torch"),
+        ):  # fmt: skip
+            assert Stream(model, backend="auto", grad=grad).backend == backend
+
     def test_what_it_cannot_do_is_refused(self) -> None:
         with pytest.raises(ConfigError, match="the engine records no gradients; wanted grad=False"):
             Stream(row_model(), backend="engine", grad=True)
-        with pytest.raises(RangeError, match="backend='gpu'; wanted torch or engine"):
+        with pytest.raises(RangeError, match="backend='gpu'; wanted auto, engine or torch"):
             Stream(row_model(), backend="gpu")  # type: ignore[arg-type]
         with pytest.raises(DtypeError, match="float64"):
             Stream(row_model().double(), backend="engine")

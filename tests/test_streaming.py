@@ -257,6 +257,24 @@ def test_rows_with_gaps_and_a_read_out_that_learns() -> None:
     assert output_names(config, rows.names) == ["next_c", "next_c_std", "next_a", "next_a_std"]
 
 
+def test_rows_with_a_clock() -> None:
+    data = b"1,5,2\n4,6.5,6\n4,x,6\n7,8,9\n7,90,9\n1,9,2\n7,9,9\n3\n"
+    rows = RowReader(io.BytesIO(data), 2, clock=("2", float))
+    came = [(numbers, rows.elapsed) for numbers in rows]
+    assert came == [([1, 2], 1.0), ([4, 6], 1.5), ([7, 9], 1.5), ([7, 9], 82.0), ([7, 9], 0.0)]
+    assert rows.names == ("1", "3") and rows.bad == 3
+    assert "line 3: column 2 is 'x'; wanted a time." in rows.complaints[0]
+    assert "line 6: column 2 is '9', which lies before the row before; wanted rising times" in rows.complaints[1]
+    model, lines = row_model(), b"heat,when,load\n1,0,2\n3,7,4\n"
+    named = RowReader(io.BytesIO(lines), 2, clock=("when", float), columns=["load", "heat"])
+    got = torch.tensor([row.values for row in row_predictions(Stream(model), named)])
+    y, _ = model(torch.tensor([[[2.0, 1.0], [4.0, 3.0]]]), elapsed=torch.tensor([[1.0, 7.0]]))
+    torch.testing.assert_close(got, y[0].detach())
+    for name, columns in (("time", None), ("9", None)):
+        with pytest.raises(FileError, match=f"line 1: there is no column '{name}'; wanted some of heat, when, load"):
+            RowReader(io.BytesIO(lines), 2, clock=(name, float), columns=columns)
+
+
 def test_names_of_outputs() -> None:
     twice = SSMNConfig(input_dim=2, output_dim=4, targets=(1, 0, 1, 0), head="quantile", quantiles=(0.5,))
     assert output_names(twice, "ab") == ["next_b_q0.5", "next_a_q0.5", "next2_b_q0.5", "next2_a_q0.5"]

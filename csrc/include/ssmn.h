@@ -430,13 +430,48 @@ typedef struct ssmn_engine_learning {
     int32_t frozen;
 } ssmn_engine_learning;
 
+/* Around the layers of a model of vectors:
+ *
+ * The front. A column's statistics follow, for the n-th of its values x, with r = max(norm_rate, 1 / n),
+ *
+ *     d = x - m, within +- 4 s from the 9th value on     m += r d     s^2 = (1 - r) (s^2 + r d^2)     z = (x - m) / s
+ *
+ * z within +- 10 (m is kept as mean + rest). Read is [z or x, a mark of each missing value if masks_missing, static,
+ * future]; a missing value reads as 0. A row that lacks all its values is absent: it changes nothing, its output is 0,
+ * and its time is added to that of the next row.
+ *
+ * The head. SSMN_GAUSSIAN: mean, and softplus(raw + log(e - 1)) + 0.001. SSMN_QUANTILES: rising ones, each a softplus
+ * from its neighbour. Outputs are mapped back to units by m and s of their columns if is_normalised and has_columns.
+ *
+ * The read-out adds R^T p to the point, the mean or the middle quantile, p = [f ; 1] / sqrt(2), f = the last normalised
+ * vector at unit length, what is read divided by the root of its width, or both. A step's target, standardised by the
+ * statistics before the step, is the truth of what the step before (key p', own output o') should have said; with
+ * e = target - o' and a = exp(log_keep elapsed),
+ *
+ *     SSMN_LMS        R = a R + eta p' (e - a R^T p')^T / |p'|^2, by output, if its target is known (not NaN)
+ *     SSMN_SQUARES    A = a A + p' p'^T, b = a b + p' e^T, R = (A + (ridge + 1e-6 tr A) I)^-1 b, if all are known
+ *
+ * The second solves by conjugate gradients, preconditioned by the inverse of A at some earlier step, carried on by
+ * rank-1 updates: O(F^2) a step. A, b and the inverse are doubles. */
+enum {
+    SSMN_POINT = 0,
+    SSMN_GAUSSIAN = 1,
+    SSMN_QUANTILES = 2,
+    SSMN_NO_READOUT = 0,
+    SSMN_LMS = 1,
+    SSMN_SQUARES = 2,
+    SSMN_READS_HIDDEN = 0,
+    SSMN_READS_INPUTS = 1,
+    SSMN_READS_BOTH = 2
+};
+
 typedef struct ssmn_engine {
     /* By the caller before ssmn_engine_layout: */
     int64_t is_text;
     int64_t has_encoder;
     int64_t is_tied; /* output = input */
-    int64_t inputs;  /* width of the input, or number of tokens */
-    int64_t outputs; /* width of the output, or number of tokens */
+    int64_t inputs;  /* width C of the input, or number of tokens */
+    int64_t outputs; /* numbers per step: O outputs times head_parts; or the number of tokens */
     int64_t width;   /* D */
     int64_t layer_count;
     int64_t query_heads;
@@ -462,9 +497,24 @@ typedef struct ssmn_engine {
     float output_eta;
     float output_rate; /* -log(1 - lambda) of the output memory */
     float output_threshold;
+    /* Of vectors alone; what they mean is said below. */
+    int64_t masks_missing; /* NaN is a missing value */
+    int64_t is_normalised;
+    int64_t static_width;
+    int64_t future_width;
+    int64_t head_kind;        /* SSMN_POINT, SSMN_GAUSSIAN or SSMN_QUANTILES */
+    int64_t head_parts;       /* numbers per output: 1, 2 or the number of quantiles */
+    int64_t head_middle;      /* the quantile that stands for all */
+    int64_t has_columns;      /* the outputs speak of columns of the input */
+    int64_t readout;          /* SSMN_NO_READOUT, SSMN_LMS or SSMN_SQUARES */
+    int64_t readout_features; /* SSMN_READS_HIDDEN, SSMN_READS_INPUTS or SSMN_READS_BOTH */
+    double norm_rate;
+    float readout_eta;
+    float readout_log_keep; /* log(1 - forget) */
+    double readout_ridge;
     ssmn_engine_layer* layers;
     /* By ssmn_engine_layout: */
-    ssmn_matrix input;  /* [D, inputs] float32, or the embeddings [inputs, D] */
+    ssmn_matrix input;  /* [D, what is read] float32, or the embeddings [inputs, D] */
     ssmn_matrix output; /* [outputs, D]; of vectors float32 */
     ssmn_matrix encoder_expand;
     ssmn_matrix encoder_contract;
@@ -472,11 +522,19 @@ typedef struct ssmn_engine {
     int64_t output_bias; /* [outputs] */
     int64_t norm;        /* [D] */
     int64_t frequencies; /* [head width / 2] double */
+    int64_t columns;     /* [O] int64, if has_columns */
+    int64_t gaps;        /* [Q] of quantiles: of each below the middle one the gap to the next, of each above it to the
+                          * one before, as they are before the softplus; of the middle one the number added to it */
     int64_t workspace;
     int64_t arena_bytes;
     int64_t ring;  /* slots of the window, a multiple of 16 */
-    int64_t front; /* the encoder's state in a stream, in floats: [3, D], oldest first */
-    int64_t head;  /* the output memory's: M [outputs, D16], the key [D16], the prediction [outputs] */
+    int64_t front; /* where the front's state begins in a stream, in floats. The encoder's: [3, D], oldest first. That
+                    * of vectors: mean, rest, deviation, count [C] each if is_normalised, then the pending time */
+    int64_t head;  /* likewise the head's. The output memory's: M [outputs, D16], the key [D16], the prediction
+                    * [outputs]. A read-out's on F - 1 features and a constant: the key [F16], the prediction [O16]; then
+                    * for SSMN_LMS R^T [O, F16]; for SSMN_SQUARES as doubles, F8 being F rounded up to a multiple of
+                    * 8, b^T [O, F8], A [F, F8], and what the library derives from these: an inverse [F, F8] and one
+                    * number, 0 = there is none yet */
     int64_t stream_floats;
     /* By the caller afterwards: */
     void* arena;
@@ -497,10 +555,14 @@ typedef struct ssmn_engine_call {
     const float* elapsed; /* [T, n] time since the step before, or NULL for ones */
     float* y;             /* out [T, n, outputs], or [n, outputs] if last_only */
     int64_t last_only;
+    const float* target; /* [T, n, O], or NULL */
+    const float* future; /* [T, n, future_width], or NULL if that is 0 */
+    const float* fixed;  /* [n, static_width], or NULL if that is 0 */
 } ssmn_engine_call;
 
 /* Reads the next T steps of n streams. SSMN_BUSY: another call is running on this engine. SSMN_NOT_FINITE,
- * SSMN_UNKNOWN_TOKEN: x has NaN, an infinity, or no token. After these nothing has changed. */
+ * SSMN_UNKNOWN_TOKEN: x has NaN (where that is no missing value), an infinity, or no token; or target has an infinity;
+ * or future or fixed are not finite. After these nothing has changed. */
 SSMN_API int32_t ssmn_engine_run(ssmn_engine* engine, const ssmn_engine_call* call);
 
 #ifdef __cplusplus

@@ -7,11 +7,15 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "engine_attention.h"
+#include "engine_front.h"
+#include "engine_head.h"
 #include "engine_layout.h"
 #include "engine_memory.h"
 #include "engine_product.h"
+#include "engine_readout.h"
 #include "output_memory.h"
 #include "path.h"
 #include "pool.h"
@@ -21,9 +25,8 @@ namespace SSMN_PATH {
 namespace {
 
 constexpr float kUnitEpsilon = 1e-12f;
-constexpr float kForgotten = -1000.0f;  // exp of it is zero
-constexpr int64_t kContext = 4;         // tokens that the encoder mixes
-constexpr int64_t kMemoryColumns = 4;   // of 16, that one worker steps at a time
+constexpr int64_t kContext = 4;        // tokens that the encoder mixes
+constexpr int64_t kMemoryColumns = 4;  // of 16, that one worker steps at a time
 constexpr int64_t kAttentionSteps = 16;
 constexpr int64_t kUnitsPerWorker = 4;
 
@@ -32,10 +35,6 @@ struct Progress {
     std::atomic<uint64_t> claim{0};
     std::atomic<int64_t> done{0};
 };
-
-float softplus(float x) {
-    return x > 20.0f ? x : std::log1p(std::exp(x));
-}
 
 float sigmoid(float x) {
     return 1.0f / (1.0f + std::exp(-x));
@@ -66,19 +65,31 @@ class Engine {
           worker_(worker),
           w_(workspace_of(engine, at(engine.workspace))),
           D_(engine.width),
-          wide_(padded(engine.width)) {}
+          wide_(padded(engine.width)),
+          read_width_(read_width(engine)),
+          members_(w_.members + worker * engine.chunk),
+          places_(w_.places + worker * engine.chunk),
+          reads_plainly_(engine.is_text || (!has_front(engine) && read_width_ == engine.inputs)) {}
 
     void run() {
+        const bool has_gaps = e_.masks_missing && any_absent();
         for (int64_t first = 0; first < call_.streams; first += e_.chunk) {
-            first_ = first;
-            n_ = std::min(e_.chunk, call_.streams - first);
-            const int64_t most = e_.chunk / n_;
-            for (step_ = 0; step_ < call_.steps; step_ += t_) {
-                t_ = std::min(most, call_.steps - step_);
-                rows_ = n_ * t_;
-                run_chunk();
+            const int64_t last = std::min(first + e_.chunk, call_.streams);
+            if (!has_gaps) {
+                n_ = last - first;
+                for (int64_t i = 0; i < n_; ++i) members_[i] = first + i;
+                run_whole();
+            } else if (call_.steps == 1) {
+                n_ = 0;
+                for (int64_t i = first; i < last; ++i)
+                    if (!absent(i)) members_[n_++] = i;
+                if (n_ > 0) run_whole();
+            } else {
+                n_ = 1;  // the streams have their gaps in different places
+                for (members_[0] = first; members_[0] < last; ++members_[0]) run_present();
             }
         }
+        if (e_.masks_missing) each(call_.streams, [&](int64_t member) { end_gaps(member); });
     }
 
   private:
@@ -111,11 +122,51 @@ class Engine {
         }
     }
 
+    // All steps of the block's streams.
+    void run_whole() {
+        const int64_t most = e_.chunk / n_;
+        for (int64_t step = 0; step < call_.steps; step += t_) {
+            t_ = std::min(most, call_.steps - step);
+            rows_ = n_ * t_;
+            for (int64_t row = 0; row < rows_; ++row)
+                places_[row] = (step + row / n_) * call_.streams + members_[row % n_];
+            run_chunk();
+        }
+    }
+
+    // The steps of the block's only stream that are not absent.
+    void run_present() {
+        int64_t place = members_[0];
+        const int64_t end = call_.steps * call_.streams;
+        while (place < end) {
+            for (t_ = 0; place < end && t_ < e_.chunk; place += call_.streams)
+                if (!absent(place)) places_[t_++] = place;
+            rows_ = t_;
+            if (t_ > 0) run_chunk();
+        }
+    }
+
+    const float* input_at(int64_t place) const { return static_cast<const float*>(call_.x) + place * e_.inputs; }
+    bool absent(int64_t place) const { return is_absent(input_at(place), e_.inputs); }
+
+    bool any_absent() const {
+        for (int64_t place = 0; place < call_.steps * call_.streams; ++place)
+            if (absent(place)) return true;
+        return false;
+    }
+
     // Stream number i of this block, and a row's place in the call's arrays.
-    int64_t stream_of(int64_t i) const { return call_.which[first_ + i]; }
+    int64_t stream_of(int64_t i) const { return call_.which[members_[i]]; }
     float* state_of(int64_t i) const { return e_.streams + stream_of(i) * e_.stream_floats; }
     int64_t position_of(int64_t row) const { return e_.positions[stream_of(row % n_)] + row / n_; }
-    int64_t place_of(int64_t row) const { return (step_ + row / n_) * call_.streams + first_ + row % n_; }
+    int64_t place_of(int64_t row) const { return places_[row]; }
+    float elapsed_at(int64_t place) const { return call_.elapsed == nullptr ? 1.0f : call_.elapsed[place]; }
+    float elapsed_of(int64_t row) const { return e_.masks_missing ? w_.times[row] : elapsed_at(place_of(row)); }
+    // Whether anybody asks for a step's output, and where it goes.
+    bool is_asked(int64_t place) const { return !call_.last_only || place / call_.streams == call_.steps - 1; }
+    float* output_at(int64_t place) const {
+        return call_.y + (call_.last_only ? place % call_.streams : place) * e_.outputs;
+    }
     const ssmn_engine_learning& learning_of(int64_t row) const { return e_.learning[stream_of(row % n_)]; }
 
     // y (+)= W x for the rows [first, first + count).
@@ -164,16 +215,79 @@ class Engine {
             if (e_.has_encoder) encode_thoughts();
             return;
         }
+        if (!reads_plainly_) each(n_, [&](int64_t i) { read_front(i); });
         // The input is narrow and in float32: column by column.
         const float* bias = floats(e_.input_bias);
         each(rows_, [&](int64_t row) {
             Vectors x{};
-            x.width = x.stride = e_.inputs;
-            x.values = const_cast<float*>(static_cast<const float*>(call_.x)) + place_of(row) * e_.inputs;
+            x.width = x.stride = read_width_;
+            x.values = reads_plainly_ ? const_cast<float*>(input_at(place_of(row))) : w_.read + row * read_width_;
             SSMN_PATH::multiply(
                 e_.input, at(e_.input.offset), x, 0, 1, 0, panels(D_),
                 {w_.x + row * wide_, wide_, D_, bias, Then::kStore});
         });
+    }
+
+    // What the steps of one stream bring: columns, marks of missing values, static and future inputs.
+    void read_front(int64_t i) {
+        const Front front{state_of(i) + e_.front, e_.is_normalised ? e_.inputs : 0};
+        for (int64_t t = 0; t < t_; ++t) {
+            const int64_t row = t * n_ + i, place = place_of(row);
+            const float* x = input_at(place);
+            if (e_.masks_missing) w_.times[row] = waited(place);
+            if (e_.is_normalised) standardise_target(front, row);
+            float* to = w_.read + row * read_width_;
+            for (int64_t c = 0; c < e_.inputs; ++c) {
+                const bool is_missing = x[c] != x[c];
+                to[c] = is_missing ? 0.0f : x[c];
+                if (e_.is_normalised && !is_missing)
+                    to[c] = static_cast<float>(standardised(x[c], front.column(c).observe(x[c], e_.norm_rate)));
+                if (e_.masks_missing) to[e_.inputs + c] = is_missing ? 1.0f : 0.0f;
+            }
+            to += e_.inputs * (e_.masks_missing ? 2 : 1);
+            to = std::copy_n(call_.fixed + members_[i] * e_.static_width, e_.static_width, to);
+            std::copy_n(call_.future + place * e_.future_width, e_.future_width, to);
+            if (maps_back()) {
+                for (int64_t o = 0; o < points(); ++o) w_.lies[row * points() + o] = front.column(columns()[o]).lie();
+            }
+        }
+    }
+
+    // A target in the units of the outputs, by the statistics that its prediction was mapped back with.
+    void standardise_target(const Front& front, int64_t row) {
+        if (call_.target == nullptr || !maps_back()) return;
+        for (int64_t o = 0; o < points(); ++o)
+            w_.targets[row * points() + o] = static_cast<float>(
+                standardised(call_.target[place_of(row) * points() + o], front.column(columns()[o]).lie()));
+    }
+
+    int64_t points() const { return e_.outputs / e_.head_parts; }
+    bool maps_back() const { return e_.is_normalised && e_.has_columns; }
+    const int64_t* columns() const { return reinterpret_cast<const int64_t*>(at(e_.columns)); }
+
+    float& pending_of(int64_t member) const {
+        float* numbers = e_.streams + call_.which[member] * e_.stream_floats + e_.front;
+        return Front{numbers, e_.is_normalised ? e_.inputs : 0}.pending();
+    }
+
+    // The time since the last row that was there, at `place`; what was pending before the call counts if none was.
+    float waited(int64_t place) const {
+        int64_t from = place;
+        while (from >= call_.streams && absent(from - call_.streams)) from -= call_.streams;
+        float time = from < call_.streams ? pending_of(place % call_.streams) : 0.0f;
+        for (; from <= place; from += call_.streams) time += elapsed_at(from);
+        return time;
+    }
+
+    // The outputs of absent rows, and the time that is pending after the last step.
+    void end_gaps(int64_t member) {
+        bool is_pending = false;
+        int64_t place = member;
+        for (int64_t step = 0; step < call_.steps; ++step, place += call_.streams) {
+            is_pending = absent(place);
+            if (is_pending && is_asked(place)) std::fill_n(output_at(place), e_.outputs, 0.0f);
+        }
+        pending_of(member) = is_pending ? waited(place - call_.streams) : 0.0f;
     }
 
     // The rotary angles of a row, in double precision: a stream has no last position.
@@ -258,21 +372,77 @@ class Engine {
 
     void write_output() {
         if (e_.has_output_memory) return write_adapted();
+        if (!is_plain(e_) && !e_.is_text) return write_prediction();
         int64_t first = 0;
         if (call_.last_only) {
-            if (step_ + t_ < call_.steps) return;
+            if (!is_asked(place_of(rows_ - 1))) return;
             first = (t_ - 1) * n_;
         }
         normalise_rows(e_.norm, first);
         const float* bias = e_.output_bias == 0 ? nullptr : floats(e_.output_bias);
         // Rows of one step lie side by side in the result, and so do those of several if all streams are in this block.
         const int64_t together = n_ == call_.streams ? rows_ - first : n_;
-        for (int64_t row = first; row < rows_; row += together) {
-            float* y = call_.y + (call_.last_only ? first_ : place_of(row)) * e_.outputs;
+        for (int64_t row = first; row < rows_; row += together)
             product(
-                e_.output, w_.hidden, row, together, {y, e_.outputs, e_.outputs, bias, Then::kStore},
-                panels(e_.outputs));
+                e_.output, w_.hidden, row, together,
+                {output_at(place_of(row)), e_.outputs, e_.outputs, bias, Then::kStore}, panels(e_.outputs));
+    }
+
+    // The head's values, corrected by the read-out and mapped back to units.
+    void write_prediction() {
+        const bool learns = e_.readout != SSMN_NO_READOUT;
+        if (!learns && call_.last_only && !is_asked(place_of(rows_ - 1))) return;
+        normalise_rows(e_.norm);
+        product(e_.output, w_.hidden, {w_.logits, e_.outputs, e_.outputs, floats(e_.output_bias), Then::kStore});
+        const Head head{e_.head_kind, e_.head_parts, e_.head_middle, e_.gaps == 0 ? nullptr : floats(e_.gaps)};
+        each(rows_, [&](int64_t row) {
+            for (int64_t o = 0; o < points(); ++o) head.spread(w_.logits + row * e_.outputs + o * e_.head_parts);
+        });
+        if (learns) each(n_, [&](int64_t i) { read_out(head, i); });
+        each(rows_, [&](int64_t row) {
+            const int64_t place = place_of(row);
+            if (!is_asked(place)) return;
+            float* values = w_.logits + row * e_.outputs;
+            for (int64_t o = 0; o < points() && maps_back(); ++o)
+                head.map_back(w_.lies[row * points() + o], values + o * e_.head_parts);
+            std::copy_n(values, e_.outputs, output_at(place));
+        });
+    }
+
+    // The steps of one stream through its read-out.
+    void read_out(const Head& head, int64_t i) {
+        const int64_t O = points();
+        float* corrections = w_.corrections + worker_ * w_.correction_stride;
+        float* said = corrections + padded(O);
+        const Readout readout{
+            e_.readout,       readout_places(e_),    e_.readout_eta,   e_.readout_log_keep,
+            e_.readout_ridge, state_of(i) + e_.head, said + padded(O), w_.systems + worker_ * w_.system_stride};
+        const bool learns = call_.target != nullptr && !learning_of(i).frozen;
+        for (int64_t t = 0; t < t_; ++t) {
+            const int64_t row = t * n_ + i;
+            float* values = w_.logits + row * e_.outputs;
+            for (int64_t o = 0; o < O; ++o) said[o] = values[o * e_.head_parts + head.point()];
+            const float* target = !learns       ? nullptr
+                                  : maps_back() ? w_.targets + row * O
+                                                : call_.target + place_of(row) * O;
+            float* key = w_.features + worker_ * w_.feature_stride;
+            put_features(row, key);
+            readout.step(target, elapsed_of(row), key, said, corrections);
+            for (int64_t o = 0; o < O; ++o) head.shift(corrections[o], values + o * e_.head_parts);
         }
+    }
+
+    // What the read-out sees of a row: the hidden vector at unit length, what was read, or both.
+    void put_features(int64_t row, float* to) const {
+        if (e_.readout_features != SSMN_READS_INPUTS) {
+            std::copy_n(w_.hidden.values + row * w_.hidden.stride, D_, to);
+            make_unit(D_, to);
+            to += D_;
+        }
+        if (e_.readout_features == SSMN_READS_HIDDEN) return;
+        const float* read = reads_plainly_ ? input_at(place_of(row)) : w_.read + row * read_width_;
+        const float factor = 1.0f / std::sqrt(static_cast<float>(read_width_));
+        for (int64_t c = 0; c < read_width_; ++c) to[c] = read[c] * factor;
     }
 
     // Every step is predicted, asked for or not, since the output memory learns from what was wrong.
@@ -280,12 +450,9 @@ class Engine {
         normalise_rows(e_.norm);
         product(e_.output, w_.hidden, {w_.logits, e_.outputs, e_.outputs, nullptr, Then::kStore});
         each(n_, [&](int64_t i) { adapt(i); });
-        if (call_.last_only && step_ + t_ < call_.steps) return;
-        const int64_t first = call_.last_only ? (t_ - 1) * n_ : 0;
-        each(rows_ - first, [&](int64_t unit) {
-            const int64_t row = first + unit;
-            const int64_t to = call_.last_only ? first_ + row % n_ : place_of(row);
-            std::copy_n(w_.logits + row * e_.outputs, e_.outputs, call_.y + to * e_.outputs);
+        each(rows_, [&](int64_t row) {
+            const int64_t place = place_of(row);
+            if (is_asked(place)) std::copy_n(w_.logits + row * e_.outputs, e_.outputs, output_at(place));
         });
     }
 
@@ -306,7 +473,7 @@ class Engine {
             float* unit = w_.keys + row * wide_;
             std::copy_n(w_.hidden.values + row * w_.hidden.stride, D_, unit);
             make_unit(D_, unit);
-            const float elapsed = call_.elapsed == nullptr ? 1.0f : call_.elapsed[place_of(row)];
+            const float elapsed = elapsed_of(row);
             steps[count++] = {
                 w_.logits + row * e_.outputs, unit, static_cast<const int64_t*>(call_.x)[place_of(row)], eta,
                 std::max(-rate * elapsed, kForgotten)};
@@ -461,7 +628,7 @@ class Engine {
         const float* decay_gates = gates + (e_.has_erasure ? 2 * H : H);
         const float base = learning.plasticity_eta >= 0.0f ? learning.plasticity_eta : e_.plasticity_eta;
         const float threshold = learning.write_threshold >= 0.0f ? learning.write_threshold : e_.write_threshold;
-        const float elapsed = call_.elapsed == nullptr ? 1.0f : call_.elapsed[place_of(row)];
+        const float elapsed = elapsed_of(row);
         w_.strengths[row] = std::min(learning.eta_scale * base, 0.5f);  // eta never exceeds 1
         for (int64_t h = 0; h < H; ++h) {
             make_unit(K, w_.keys + row * wide_ + h * K);
@@ -470,9 +637,7 @@ class Engine {
             const float importance = std::min(2.0f * e_.plasticity_eta * swing, 1.0f);
             const float eta = std::min(learning.eta_scale * std::min(2.0f * base * swing, 1.0f), 1.0f);
             const float rate = learning.decay_rate >= 0.0f ? learning.decay_rate : floats(layer.decay_rate)[h];
-            // ln(e - 1) makes the softplus 1 where the gate is 0.
-            const float log_keep =
-                -rate * softplus(decay_gates[h] + 0.541324854612918f) * learning.decay_scale * elapsed;
+            const float log_keep = -rate * softplus(decay_gates[h] + kUnitDeviation) * learning.decay_scale * elapsed;
             float* c = w_.coefficients + (row * H + h) * 3;
             const bool closed = learning.frozen || importance < threshold;
             c[0] = closed ? 0.0f : eta;
@@ -608,9 +773,24 @@ class Engine {
     const int32_t workers_, worker_;
     uint32_t phase_ = 0;
     const Workspace w_;
-    const int64_t D_, wide_;
-    int64_t first_ = 0, n_ = 0, step_ = 0, t_ = 0, rows_ = 0;
+    const int64_t D_, wide_, read_width_;
+    int64_t* const members_;
+    int64_t* const places_;
+    const bool reads_plainly_;
+    int64_t n_ = 0, t_ = 0, rows_ = 0;  // streams, steps and rows of the chunk
 };
+
+bool all_finite(int64_t count, const float* x) {
+    float sum = 0.0f;
+    for (int64_t i = 0; i < count; ++i) sum += x[i] * 0.0f;
+    return sum == 0.0f;
+}
+
+bool none_infinite(int64_t count, const float* x) {
+    int64_t infinite = 0;
+    for (int64_t i = 0; i < count; ++i) infinite += std::abs(x[i]) > std::numeric_limits<float>::max();
+    return infinite == 0;
+}
 
 int32_t check_input(const ssmn_engine& engine, const ssmn_engine_call& call) {
     const int64_t rows = call.streams * call.steps;
@@ -621,9 +801,13 @@ int32_t check_input(const ssmn_engine& engine, const ssmn_engine_call& call) {
         return SSMN_OK;
     }
     const float* x = static_cast<const float*>(call.x);
-    float sum = 0.0f;
-    for (int64_t i = 0; i < rows * engine.inputs; ++i) sum += x[i] * 0.0f;
-    return sum == 0.0f ? SSMN_OK : SSMN_NOT_FINITE;
+    const bool good =
+        engine.masks_missing ? none_infinite(rows * engine.inputs, x) : all_finite(rows * engine.inputs, x);
+    const int64_t points = call.target == nullptr ? 0 : engine.outputs / engine.head_parts;
+    return good && none_infinite(rows * points, call.target) && all_finite(rows * engine.future_width, call.future) &&
+                   all_finite(call.streams * engine.static_width, call.fixed)
+               ? SSMN_OK
+               : SSMN_NOT_FINITE;
 }
 
 struct Job {

@@ -238,12 +238,14 @@ extern "C" void ssmn_engine_layout(ssmn_engine* engine) {
     if (e.is_text) {
         e.input = layout.matrix(e.format, e.inputs, D);
         e.output = e.is_tied ? e.input : layout.matrix(e.format, e.outputs, D);
-        e.input_bias = e.output_bias = 0;
+        e.input_bias = e.output_bias = e.columns = e.gaps = 0;
     } else {
-        e.input = layout.matrix(SSMN_FLOAT32, D, e.inputs);
+        e.input = layout.matrix(SSMN_FLOAT32, D, read_width(e));
         e.output = layout.matrix(SSMN_FLOAT32, e.outputs, D);
         e.input_bias = layout.floats(D);
         e.output_bias = layout.floats(e.outputs);
+        e.columns = e.has_columns ? layout.place(e.outputs / e.head_parts * 8) : 0;
+        e.gaps = e.head_kind == SSMN_QUANTILES ? layout.floats(e.head_parts) : 0;
     }
     e.encoder_expand = e.has_encoder ? layout.matrix(e.format, 2 * padded(D), 4 * D) : ssmn_matrix{};
     e.encoder_contract = e.has_encoder ? layout.matrix(e.format, D, D) : ssmn_matrix{};
@@ -255,13 +257,14 @@ extern "C" void ssmn_engine_layout(ssmn_engine* engine) {
     // last block of 16 slots may not be the same.
     e.ring = round_up(e.window - 1 + e.chunk + kPanelRows, kPanelRows);
     e.front = 0;
-    int64_t used = e.has_encoder ? padded(3 * D) : 0;
+    int64_t used = e.has_encoder ? padded(3 * D) : has_front(e) ? padded((e.is_normalised ? 4 * e.inputs : 0) + 1) : 0;
     for (int64_t i = 0; i < e.layer_count; ++i) {
         e.layers[i].state = used;
         used += layer_floats(e, e.layers[i].plastic != 0);
     }
     e.head = used;
     if (e.has_output_memory) used += (e.outputs + 1) * padded(D) + padded(e.outputs);
+    used += readout_places(e).floats;
     e.stream_floats = padded(used);
     e.workspace = layout.place(workspace_of(e, nullptr).bytes);
     e.arena_bytes = layout.used();

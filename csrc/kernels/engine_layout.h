@@ -24,8 +24,9 @@ struct Vectors {
 namespace {
 
 constexpr int64_t kPanelRows = 16;
-constexpr int64_t kGroup = 32;  // columns that share a scale
-constexpr int64_t kLine = 64;   // bytes
+constexpr int64_t kGroup = 32;          // columns that share a scale
+constexpr int64_t kLine = 64;           // bytes
+constexpr float kForgotten = -1000.0f;  // exp of it is zero
 
 inline int64_t round_up(int64_t n, int64_t step) {
     return (n + step - 1) / step * step;
@@ -65,6 +66,52 @@ inline int64_t panels(int64_t rows) {
     return (rows + kPanelRows - 1) / kPanelRows;
 }
 
+// What a model of vectors reads: its columns, marks of missing ones, and what is given beside them.
+inline int64_t read_width(const ssmn_engine& engine) {
+    return engine.inputs * (engine.masks_missing ? 2 : 1) + engine.static_width + engine.future_width;
+}
+
+inline bool has_front(const ssmn_engine& engine) {
+    return engine.masks_missing != 0 || engine.is_normalised != 0;
+}
+
+// Whether the output layer's numbers are the outputs.
+inline bool is_plain(const ssmn_engine& engine) {
+    return !has_front(engine) && engine.head_kind == SSMN_POINT && engine.readout == SSMN_NO_READOUT;
+}
+
+// The parts of a read-out's state, in floats from its start.
+struct ReadoutPlaces {
+    int64_t outputs;       // O
+    int64_t width;         // F
+    int64_t float_width;   // F16
+    int64_t double_width;  // F8
+    int64_t prediction;
+    int64_t memory;
+    int64_t floats;  // of all
+};
+
+inline ReadoutPlaces readout_places(const ssmn_engine& engine) {
+    ReadoutPlaces p{};
+    if (engine.readout == SSMN_NO_READOUT) return p;
+    const bool reads_hidden = engine.readout_features != SSMN_READS_INPUTS;
+    const bool reads_inputs = engine.readout_features != SSMN_READS_HIDDEN;
+    p.outputs = engine.outputs / engine.head_parts;
+    p.width = (reads_hidden ? engine.width : 0) + (reads_inputs ? read_width(engine) : 0) + 1;
+    p.float_width = padded(p.width);
+    p.double_width = round_up(p.width, 8);
+    p.prediction = p.float_width;
+    p.memory = p.prediction + padded(p.outputs);
+    const int64_t squares = (p.outputs + 2 * p.width) * p.double_width + 8;
+    p.floats = p.memory + (engine.readout == SSMN_LMS ? p.outputs * p.float_width : 2 * squares);
+    return p;
+}
+
+// How an output's column lies at a step.
+struct Lie {
+    double mean, scale;  // scale is never 0
+};
+
 // What a call works with, for `chunk` rows.
 struct Workspace {
     float* x;             // [chunk, D16] the residual stream
@@ -84,9 +131,19 @@ struct Workspace {
     float* answers;       // [chunk, D16] mixed answers of the chat
     float* cosines;       // [chunk, head width / 2]
     float* sines;
-    float* scores;  // [threads, score_floats]
-    float* logits;  // [chunk, outputs] of steps that nobody asks for, if there is an output memory
-    float* errors;  // [threads, error_floats] what the output memory works with
+    float* scores;       // [threads, score_floats]
+    float* logits;       // [chunk, outputs] unless the output layer's numbers are the outputs
+    float* errors;       // [threads, error_floats] what the output memory works with
+    int64_t* members;    // [threads, chunk] streams of a block, by their number in the call
+    int64_t* places;     // [threads, chunk] rows of a chunk, by their place in the call
+    float* read;         // [chunk, read_width], of vectors with anything but plain columns
+    float* times;        // [chunk] elapsed, with the time of absent rows, if missing values are masked
+    float* targets;      // [chunk, O] in the units of the outputs, if there is a read-out
+    Lie* lies;           // [chunk, O] of the outputs, if they are mapped back
+    float* features;     // [threads, F16] of the read-out
+    float* corrections;  // [threads, 3 O16] its corrections, the points they correct, and errors
+    double* systems;     // [threads, 6 F8]
+    int64_t feature_stride, correction_stride, system_stride;
     int64_t part_stride, gate_stride, score_floats, error_floats;
     int64_t bytes;
 };
@@ -162,6 +219,23 @@ inline Workspace workspace_of(const ssmn_engine& engine, const void* base) {
         w.logits = carver.take<float>(rows * engine.outputs);
         w.errors = carver.take<float>(engine.threads * w.error_floats);
     }
+    w.members = carver.take<int64_t>(engine.threads * rows);
+    w.places = carver.take<int64_t>(engine.threads * rows);
+    if (engine.is_text == 0 && !is_plain(engine)) {
+        const ReadoutPlaces places = readout_places(engine);
+        const int64_t points = engine.outputs / engine.head_parts;
+        w.logits = carver.take<float>(rows * engine.outputs);
+        w.times = carver.take<float>(rows);
+        w.targets = carver.take<float>(rows * points);
+        w.lies = carver.take<Lie>(rows * points);
+        w.feature_stride = places.float_width;
+        w.correction_stride = 3 * padded(points);
+        w.system_stride = 6 * places.double_width;
+        w.features = carver.take<float>(engine.threads * w.feature_stride);
+        w.corrections = carver.take<float>(engine.threads * w.correction_stride);
+        w.systems = carver.take<double>(engine.threads * w.system_stride);
+    }
+    if (engine.is_text == 0) w.read = carver.take<float>(rows * read_width(engine));
     w.bytes = carver.used();
     return w;
 }

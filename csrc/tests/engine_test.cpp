@@ -196,7 +196,8 @@ Floats run(
     Model& model, const std::vector<int64_t>& which, const std::vector<int64_t>& tokens, bool last_only = false) {
     const int64_t n = static_cast<int64_t>(which.size()), steps = static_cast<int64_t>(tokens.size()) / n;
     Floats y = poisoned((last_only ? n : n * steps) * model.engine.outputs);
-    const ssmn_engine_call call{n, steps, which.data(), tokens.data(), nullptr, y.data(), last_only};
+    const ssmn_engine_call call{n,        steps,     which.data(), tokens.data(), nullptr,
+                                y.data(), last_only, nullptr,      nullptr,       nullptr};
     check(ssmn_engine_run(&model.engine, &call) == SSMN_OK, "engine: status");
     for (float value : y)
         if (!std::isfinite(value)) {
@@ -283,17 +284,17 @@ void check_refusals() {
     const int64_t which = 0;
     Floats y = poisoned(41);
     for (const int64_t token : {int64_t{-1}, int64_t{41}}) {
-        const ssmn_engine_call call{1, 1, &which, &token, nullptr, y.data(), 0};
+        const ssmn_engine_call call{1, 1, &which, &token, nullptr, y.data(), 0, nullptr, nullptr, nullptr};
         check(ssmn_engine_run(&model->engine, &call) == SSMN_UNKNOWN_TOKEN, "engine: unknown token");
     }
     const int64_t token = 3;
-    const ssmn_engine_call call{1, 1, &which, &token, nullptr, y.data(), 0};
+    const ssmn_engine_call call{1, 1, &which, &token, nullptr, y.data(), 0, nullptr, nullptr, nullptr};
     model->engine.busy = 1;
     check(ssmn_engine_run(&model->engine, &call) == SSMN_BUSY, "engine: busy");
     model->engine.busy = 0;
     check(model->streams == before && model->positions[0] == 0, "engine: nothing has changed");
     check(ssmn_engine_run(&model->engine, &call) == SSMN_OK && model->engine.busy == 0, "engine: free again");
-    const ssmn_engine_call nothing{1, 0, &which, nullptr, nullptr, nullptr, 0};
+    const ssmn_engine_call nothing{1, 0, &which, nullptr, nullptr, nullptr, 0, nullptr, nullptr, nullptr};
     check(ssmn_engine_run(&model->engine, &nothing) == SSMN_OK && model->positions[0] == 1, "engine: no steps");
 }
 

@@ -38,10 +38,18 @@ THOUGHT_EPS = 1e-2
 OUTPUT_THRESHOLD = 1e-4
 """Prediction errors up to this are not written into the output memory; larger ones are shortened by it."""
 
+LEAST_FORGET = 1e-6
+"""Least share that `rls` forgets: float32 sums of more than some million steps would take nothing up any more."""
+
 
 def register_layer_type(name: str) -> None:
     """Makes `name` acceptable in `layer_types` (the block table must know how to build it)."""
     _LAYER_TYPES.add(name)
+
+
+def middle_of(quantiles: tuple[float, ...]) -> int:
+    """The place of the quantile that is nearest to the median."""
+    return min(range(len(quantiles)), key=lambda place: abs(quantiles[place] - 0.5))
 
 
 def plastic_positions(num_layers: int, plastic_ratio: float) -> tuple[int, ...]:

@@ -99,11 +99,18 @@ class EngineSizes(Structure):
             "norm_epsilon", "plasticity_eta", "write_threshold", "read_floor", "chat_epsilon", "output_eta",
             "output_rate", "output_threshold",
         )],
+        *[(name, c_int64) for name in (
+            "masks_missing", "is_normalised", "static_width", "future_width", "head_kind", "head_parts", "head_middle",
+            "has_columns", "readout", "readout_features",
+        )],
+        ("norm_rate", c_double),
+        *[(name, c_float) for name in ("readout_eta", "readout_log_keep")],
+        ("readout_ridge", c_double),
         ("layers", POINTER(EngineLayer)),
         *[(name, Matrix) for name in ("input", "output", "encoder_expand", "encoder_contract")],
         *[(name, c_int64) for name in (
-            "input_bias", "output_bias", "norm", "frequencies", "workspace", "arena_bytes", "ring", "front",
-            "head", "stream_floats",
+            "input_bias", "output_bias", "norm", "frequencies", "columns", "gaps", "workspace", "arena_bytes", "ring",
+            "front", "head", "stream_floats",
         )],
         *[(name, c_void_p) for name in ("arena", "streams", "positions", "learning")],
         ("busy", c_int32),
@@ -118,6 +125,7 @@ class EngineCall(Structure):
         ("steps", c_int64),
         *[(name, c_void_p) for name in ("which", "x", "elapsed", "y")],
         ("last_only", c_int64),
+        *[(name, c_void_p) for name in ("target", "future", "fixed")],
     ]
 
 

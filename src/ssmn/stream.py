@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ssmn.config import Plasticity
 from ssmn.engine import Engine
-from ssmn.errors import ConfigError, DtypeError, RangeError, StateError
+from ssmn.errors import BackendError, ConfigError, DtypeError, RangeError, StateError
 from ssmn.files import PathLike
 from ssmn.state import StatefulModel, StreamState, require_same_layout
 
@@ -35,7 +35,8 @@ class Stream:
         batch_size: Rows of a fresh state: independent streams that run side by side.
         grad: Records gradients through pushes and steps; off by default, or memory would grow with the stream.
         backend: `torch`, or `engine`: the model as it is now, packed once; for steps and short pieces far quicker. It
-            takes the options `elapsed` and `plasticity` only, and later changes of the weights do not reach it.
+            takes the options `elapsed`, `plasticity`, `target`, `future` and `static` only, and later changes of the
+            weights do not reach it. `auto` takes the engine where there is one that runs the model.
 
     Raises:
         StateError: `state` is not one of this model.
@@ -60,15 +61,21 @@ class Stream:
         *,
         batch_size: int = 1,
         grad: bool = False,
-        backend: Literal["torch", "engine"] = "torch",
+        backend: Literal["auto", "engine", "torch"] = "torch",
     ) -> None:
-        if backend not in ("torch", "engine"):
-            raise RangeError(f"Stream: backend={backend!r}; wanted torch or engine.")
+        if backend not in ("auto", "engine", "torch"):
+            raise RangeError(f"Stream: backend={backend!r}; wanted auto, engine or torch.")
         if grad and backend == "engine":
             raise ConfigError("Stream: the engine records no gradients; wanted grad=False, or backend='torch'.")
         self.model = model
         self.grad = grad
-        self._rows = _EngineRows(Engine(model)) if backend == "engine" else None
+        self._rows = None
+        if backend == "engine" or (backend == "auto" and not grad):
+            try:
+                self._rows = _EngineRows(Engine(model))
+            except (BackendError, ConfigError, DtypeError):
+                if backend == "engine":
+                    raise
         with torch.no_grad():
             self._state: StreamState | None = model.init_state(batch_size)
         self._like = self._state
@@ -232,22 +239,46 @@ class _EngineRows:
             fresh.set_state(row, state.select([row]))
         self.engine, self._plasticity = fresh, None
 
-    def run(self, x: Tensor, *, elapsed: Tensor | None = None, plasticity: Plasticity | None = None) -> Tensor:
+    def run(
+        self,
+        x: Tensor,
+        *,
+        elapsed: Tensor | None = None,
+        plasticity: Plasticity | None = None,
+        target: Tensor | None = None,
+        future: Tensor | None = None,
+        static: Tensor | None = None,
+    ) -> Tensor:
         """Outputs [B, T, ...] of x [B, T, ...]."""
         self._learn(plasticity)
-        times = None if elapsed is None else _array("elapsed", elapsed).T
-        return torch.from_numpy(self.engine.run(_array("x", x).swapaxes(0, 1), elapsed=times)).transpose(0, 1)
+        rows = {"elapsed": elapsed, "target": target, "future": future}
+        arrays = {name: array.swapaxes(0, 1) for name, array in _arrays(rows).items()}
+        ys = self.engine.run(_array("x", x).swapaxes(0, 1), **arrays, **_arrays({"static": static}))
+        return torch.from_numpy(ys).transpose(0, 1)
 
-    def step(self, x_t: Tensor, *, elapsed: Tensor | None = None, plasticity: Plasticity | None = None) -> Tensor:
+    def step(
+        self,
+        x_t: Tensor,
+        *,
+        elapsed: Tensor | None = None,
+        plasticity: Plasticity | None = None,
+        target: Tensor | None = None,
+        future: Tensor | None = None,
+        static: Tensor | None = None,
+    ) -> Tensor:
         """Outputs [B, ...] of x_t [B, ...]."""
         self._learn(plasticity)
-        times = None if elapsed is None else _array("elapsed", elapsed)
-        return torch.from_numpy(self.engine.step(_array("x", x_t), elapsed=times).copy())
+        arrays = _arrays({"elapsed": elapsed, "target": target, "future": future, "static": static})
+        return torch.from_numpy(self.engine.step(_array("x", x_t), **arrays).copy())
 
     def _learn(self, plasticity: Plasticity | None) -> None:
         if plasticity is not self._plasticity:
             self.engine.set_plasticity(plasticity or Plasticity())
             self._plasticity = plasticity
+
+
+def _arrays(tensors: dict[str, Tensor | None]) -> dict[str, Any]:
+    return {name: _array(name, value) for name, value in tensors.items() if value is not None}
 
 
 def _array(name: str, x: Tensor) -> np.ndarray:

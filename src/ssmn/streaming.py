@@ -329,6 +329,8 @@ class RowReader:
         header: Whether the first row holds names; None = look whether it is numbers.
         gaps: Whether an empty cell or NaN is a missing value, given as NaN; else it is bad.
         strict: Whether a bad row is an error.
+        clock: Name (or number from 1) of a column of times, and what makes a number of steps of such a cell; it is
+            then none of `columns`. A row whose time lies before that of the row before is bad.
 
     Raises:
         FileError: The first line does not fit; with `strict`, a row is bad; the message has the line's number.
@@ -350,9 +352,10 @@ class RowReader:
         header: bool | None = None,
         gaps: bool = False,
         strict: bool = False,
+        clock: tuple[str, Callable[[str], float]] | None = None,
     ) -> None:
         self._lines = Lines(source)
-        self._width, self._gaps, self._strict = width, gaps, strict
+        self._width, self._gaps, self._strict, self._clock = width, gaps, strict, clock
         self._indices: list[int] | None = None
         self.line = 0
         """Number of the line that was read last, from 1."""
@@ -360,28 +363,34 @@ class RowReader:
         """Rows that were left out."""
         self.complaints: list[str] = []
         """What was wrong with the first few of them."""
+        self.elapsed = 1.0
+        """Steps from the row before the last one to the last, by the clock; 1 for the first row and without one."""
+        self._time: float | None = None
         self._first: list[str] | None = self._next_row()
-        if self._first is not None and (header or (header is None and not all(map(_is_cell, self._first)))):
+        if self._first is not None and (header or (header is None and not self._is_data(self._first))):
             names, self._first = [name.strip() for name in self._first], None
         else:
             names = [str(number) for number in range(1, len(self._first or []) + 1)]
         self.names = tuple(names)
         """Names of the columns taken; "1", "2", ... if the input has no header."""
-        if columns is not None and names:
-            missing = [column for column in columns if column not in names and not column.isdecimal()]
-            numbers = [names.index(c) if c in names else int(c) - 1 for c in columns if c not in missing]
-            if missing or any(not 0 <= number < len(names) for number in numbers):
-                wrong = missing or [
-                    c for c, number in zip(columns, numbers, strict=True) if not 0 <= number < len(names)
-                ]
-                raise FileError(f"line 1: there is no column {wrong[0]!r}; wanted some of {', '.join(names)}.")
-            self._indices = numbers
-            self.names = tuple(names[number] for number in numbers)
+        if names and clock is not None:
+            self._clock_index = _column(clock[0], names)
+        if names and columns is not None:
+            self._indices = [_column(column, names) for column in columns]
+        elif names and clock is not None:
+            self._indices = [number for number in range(len(names)) if number != self._clock_index]
+        if self._indices is not None:
+            self.names = tuple(names[number] for number in self._indices)
         if names and len(self.names) != width:
             raise FileError(
                 f"line 1: {len(self.names)} columns ({', '.join(self.names)}); the model takes {width} "
                 f"(its input_dim): choose the columns."
             )
+
+    @property
+    def has_clock(self) -> bool:
+        """Whether `elapsed` means something."""
+        return self._clock is not None
 
     @property
     def waiting(self) -> bool:
@@ -443,15 +452,46 @@ class RowReader:
                 self.complaints.append(str(error))
             return None
 
+    def _is_data(self, row: list[str]) -> bool:
+        """Whether the first row can hold no names."""
+        if self._clock is None:
+            return all(map(_is_cell, row))
+        name = self._clock[0]
+        return name.isdecimal() and all(_is_cell(cell) for number, cell in enumerate(row, 1) if number != int(name))
+
+    def _tick(self, row: list[str]) -> tuple[float | None, float]:
+        """A row's time, and the steps since the row before."""
+        if self._clock is None:
+            return None, 1.0
+        name, read = self._clock
+        cell = row[self._clock_index]
+        try:
+            time = read(cell)
+        except ValueError:
+            time = math.nan
+        if not math.isfinite(time):
+            raise FileError(f"line {self.line}: column {name} is {cell.strip()[:40]!r}; wanted a time.")
+        if self._time is not None and time < self._time:
+            self._time = time  # a single time far ahead must not make all rows after it bad
+            raise FileError(
+                f"line {self.line}: column {name} is {cell.strip()[:40]!r}, which lies before the row before; wanted "
+                "rising times."
+            )
+        return time, 1.0 if self._time is None else time - self._time
+
     def _numbers(self, row: list[str]) -> list[float]:
         cells = row
         if self._indices is not None:
-            if len(row) <= max(self._indices):
-                raise FileError(f"line {self.line}: {len(row)} values; wanted at least {max(self._indices) + 1}.")
+            last = max(self._indices if self._clock is None else [*self._indices, self._clock_index])
+            if len(row) <= last:
+                raise FileError(f"line {self.line}: {len(row)} values; wanted at least {last + 1}.")
             cells = [row[index] for index in self._indices]
         if len(cells) != self._width:
             raise FileError(f"line {self.line}: {len(cells)} values; the model takes {self._width} (its input_dim).")
-        return [self._number(cell, name) for cell, name in zip(cells, self.names, strict=True)]
+        time, elapsed = self._tick(row)
+        numbers = [self._number(cell, name) for cell, name in zip(cells, self.names, strict=True)]
+        self._time, self.elapsed = time, elapsed
+        return numbers
 
     def _number(self, cell: str, name: str) -> float:
         try:
@@ -501,7 +541,8 @@ def row_predictions(
     """The model's output after each row: what it expects of the next one.
 
     A plastic read-out learns from each row what the one before should have predicted of it, if the outputs speak of
-    input columns. Of rows that hold nothing, all that comes out is NaN.
+    input columns. If the rows have a clock, the stream decays by the time between them. Of rows that hold nothing, all
+    that comes out is NaN.
 
     Args:
         stream: A `Stream` over an `SSMN`, one row; it moves on as results are taken.
@@ -535,25 +576,36 @@ def row_predictions(
             )
     columns = list(config.target_columns)
     for attempts in _batches(_numbered(rows), rows, lambda _: 1):
-        batch = [(line, row) for line, row in attempts if row is not None]
+        batch = [(line, row) for line, row, _ in attempts if row is not None]
         if not batch:
             continue
         x = torch.tensor([[row for _, row in batch]])
         learns = config.readout != "none" and bool(columns)
         options = {"target": x[..., columns]} if learns else {}
+        if rows.has_clock:
+            options["elapsed"] = torch.tensor([[elapsed for _, row, elapsed in attempts if row is not None]])
         outputs = stream.push(x, plasticity=plasticity, **options)[0].flatten(1)
         outputs = torch.where(x[0].isnan().all(-1, keepdim=True), torch.nan, outputs)
         for (line, _), values in zip(batch, outputs.tolist(), strict=True):
             yield RowPrediction(line, tuple(values))
 
 
-def _numbered(rows: RowReader) -> Iterator[tuple[int, list[float] | None]]:
+def _numbered(rows: RowReader) -> Iterator[tuple[int, list[float] | None, float]]:
     while True:
         try:
             row = rows.attempt()
         except StopIteration:
             return
-        yield rows.line, row
+        yield rows.line, row, rows.elapsed
+
+
+def _column(name: str, names: list[str]) -> int:
+    """The place of a column that is given by its name, or by its number from 1."""
+    if name in names:
+        return names.index(name)
+    if not name.isdecimal() or not 1 <= int(name) <= len(names):
+        raise FileError(f"line 1: there is no column {name!r}; wanted some of {', '.join(names)}.")
+    return int(name) - 1
 
 
 def _is_cell(cell: str) -> bool:

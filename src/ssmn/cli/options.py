@@ -174,11 +174,13 @@ def load_text(folder: Path | None, output_memory: bool = False) -> tuple[TextSSM
     return model, load_tokenizer(folder, model)
 
 
-def open_stream(model: TextSSMN | SSMN, state: Path | None) -> Stream:
+def open_stream(
+    model: TextSSMN | SSMN, state: Path | None, backend: Literal["auto", "engine", "torch"] = "torch"
+) -> Stream:
     """A stream of one row: from the state file if it is there, else fresh."""
     from ssmn.stream import Stream
 
-    stream = Stream(model)
+    stream = Stream(model, backend=backend)
     if state is not None and state.exists():
         stream.load(state)
         if stream.state.batch_size != 1:

@@ -44,6 +44,13 @@ def command(
             "--header/--no-header", help="Rows: whether the first holds names; looked for if neither is given."
         ),
     ] = None,
+    time: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Rows: the column of times, by name or number; the stream decays by them."),
+    ] = None,
+    step: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Rows: the usual time from one to the next, with --time.")
+    ] = 1.0,
     strict: Annotated[
         bool, typer.Option("--strict", help="Rows: stop at a bad one in place of leaving it out.")
     ] = False,
@@ -65,9 +72,9 @@ def command(
     """Read standard input as one endless stream; write surprise (text) or predictions (rows).
 
     A text model gives the surprise, in bits, of every line or byte. A Standard model takes rows of
-    comma-separated numbers and gives its output after each of them: what it expects next. Bad rows are
-    left out, and reported at the end. Memory is constant however long the input is, and results come out
-    as the input comes in.
+    comma-separated numbers and gives its output after each of them: what it expects next. Times are dates
+    or seconds. Bad rows are left out, and reported at the end. Memory is constant however long the input
+    is, and results come out as the input comes in.
 
     \b
     Example:
@@ -75,18 +82,22 @@ def command(
         tail -f app.log | ssmn stream --state log.safetensors
         ssmn stream --model runs/sensor --columns load,temperature < sensor.csv
         ssmn stream --probes probes.csv --probe-every 4096 < notes.txt
+        ssmn stream --model runs/sensor --time date --step 3600 < hourly.csv
     """
     options.use_threads(threads)
     settings = options.plasticity(preset, frozen, eta, eta_scale, decay, decay_scale, write_threshold)
     loaded = options.load(model, output_memory)
-    if loaded.config.kind == "text" and (columns is not None or header is not None or strict):
+    if loaded.config.kind == "text" and (columns is not None or header is not None or strict or time is not None):
         raise RangeError(
-            "stream: --columns, --header and --strict are for rows of numbers, but the model reads text; "
+            "stream: --columns, --header, --time and --strict are for rows of numbers, but the model reads text; "
             "leave them out."
         )
     if loaded.config.kind != "text" and per != "line":
         raise RangeError("stream: --per is for text, but the model reads rows of numbers; leave it out.")
-    stream = options.open_stream(loaded, state)
+    if not (math.isfinite(step) and step > 0) or (step != 1.0 and time is None):
+        raise RangeError(f"stream: --step={step:g}; wanted a positive number of seconds, together with --time.")
+    in_torch = loaded.config.kind == "text" or probes is not None
+    stream = options.open_stream(loaded, state, "torch" if in_torch else "auto")
     recorder = None
     if probes is not None:
         from ssmn.probes import RecordedStream, Recorder
@@ -108,8 +119,10 @@ def command(
     else:
         config = cast("SSMN", loaded).config
         chosen = None if columns is None else [name.strip() for name in columns.split(",")]
-        gaps = config.missing == "mask"
-        rows = RowReader(source, config.input_dim, columns=chosen, header=header, gaps=gaps, strict=strict)
+        rows = RowReader(
+            source, config.input_dim, columns=chosen, header=header, gaps=config.missing == "mask", strict=strict,
+            clock=None if time is None else (time, lambda cell: _seconds(cell) / step),
+        )  # fmt: skip
         names = output_names(config, rows.names) if rows.names else []
         records = (_row_record(result, names) for result in row_predictions(stream, rows, plasticity=settings))
         separator = ","
@@ -124,6 +137,16 @@ def command(
         if rows is not None and rows.bad:
             more = f"; and {rows.bad - len(rows.complaints)} more" if rows.bad > len(rows.complaints) else ""
             print(f"left out {rows.bad} bad rows: {' '.join(rows.complaints)}{more}", file=sys.stderr)
+
+
+def _seconds(cell: str) -> float:
+    """A time as seconds since 1970; NaN if the cell is empty."""
+    import numpy as np
+
+    from ssmn.series.tables import parse_time
+
+    moment = parse_time(cell)
+    return math.nan if np.isnat(moment) else float(moment.astype(np.int64)) / 1e9
 
 
 def _line_record(result: LineSurprise) -> dict[str, Any]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ssmn.state import StreamState
 
 Dtype = Literal["float32", "bfloat16", "int8", "int4"]
+_Beside = dict[str, NDArray[np.float32] | None]
 
 
 class Engine:
@@ -108,27 +109,35 @@ class Engine:
         *,
         streams: Sequence[int] | NDArray[Any] | None = None,
         elapsed: Any = None,
+        target: NDArray[np.float32] | None = None,
+        future: NDArray[np.float32] | None = None,
+        static: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
         """One step of every stream, or of some.
 
         Args:
             x: [streams, input_dim] float32, or token numbers [streams]; of a single stream also [input_dim], or one
-                token number.
+                token number. NaN is a missing value, if the model takes any.
             streams: Which take part, as numbers or as a mask [streams]; None = all, in order.
             elapsed: Time since the step before, a number or [streams]; None = 1.
+            target: [streams, output_dim] float32, for the plastic read-out: the truth of what was predicted at the step
+                before; NaN = unknown; None = none is known. It has an axis of streams if x has; so have the next two.
+            future: [streams, future_dim] float32, what is known of the step that is predicted; needed if the model has
+                it.
+            static: [streams, static_dim] float32, what holds for a whole stream; needed if the model has it.
 
         Returns:
-            y [streams, output_dim] (logits [streams, vocab_size]) or, if x has no axis of streams, without it. The
-            next step overwrites it: copy what is to be kept.
+            y [streams, output_dim] (logits [streams, vocab_size]; of other heads another axis, as from the model) or,
+            if x has no axis of streams, without it. The next step overwrites it: copy what is to be kept.
 
         Raises:
-            ShapeError, DtypeError, RangeError: x does not fit or is not finite; nothing has changed.
+            ShapeError, DtypeError, RangeError: An argument does not fit or is not finite; nothing has changed.
             StateError: Another thread is running this engine.
         """
         if not self._lock.acquire(False):
             self._refuse_second()
         try:
-            if streams is None and elapsed is None:
+            if streams is elapsed is target is future is static is None and self._needs_x_alone:
                 if self._is_text:
                     if type(x) is int and self._alone:
                         self._x[0] = x if -1 < x < self._tokens else -1
@@ -146,12 +155,22 @@ class Engine:
                 if code:
                     self._refuse(code, self._x)
                 return y
-            return self._step_some(x, streams, elapsed)
+            beside = {"target": target, "future": future, "static": static}
+            if streams is None and elapsed is None:
+                return self._step_beside(x, beside)
+            return self._step_some(x, streams, elapsed, beside)
         finally:
             self._lock.release()
 
     def run(
-        self, xs: Any, *, streams: Sequence[int] | NDArray[Any] | None = None, elapsed: Any = None
+        self,
+        xs: Any,
+        *,
+        streams: Sequence[int] | NDArray[Any] | None = None,
+        elapsed: Any = None,
+        target: NDArray[np.float32] | None = None,
+        future: NDArray[np.float32] | None = None,
+        static: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
         """The next T steps of every stream, or of some; equal to so many calls of `step`.
 
@@ -159,7 +178,10 @@ class Engine:
             xs: [T, streams, input_dim] float32, or token numbers [T, streams]; of a single stream also without the
                 axis of streams.
             streams: Which take part; None = all, in order.
-            elapsed: A number, or [T, streams]; None = 1.
+            elapsed: A number, or [T, streams]; None = 1. It and the next three have an axis of streams if xs has.
+            target: [T, streams, output_dim], as in `step`.
+            future: [T, streams, future_dim], likewise.
+            static: [streams, static_dim], likewise.
 
         Returns:
             ys [T, streams, output_dim], a new array; the axis of streams as in xs.
@@ -167,13 +189,22 @@ class Engine:
         Raises:
             ShapeError, DtypeError, RangeError, StateError: As in `step`.
         """
-        return self._sequence("run", xs, streams, elapsed, last_only=False)
+        beside = {"target": target, "future": future, "static": static}
+        return self._sequence("run", xs, streams, elapsed, beside, last_only=False)
 
     def prefill(
-        self, xs: Any, *, streams: Sequence[int] | NDArray[Any] | None = None, elapsed: Any = None
+        self,
+        xs: Any,
+        *,
+        streams: Sequence[int] | NDArray[Any] | None = None,
+        elapsed: Any = None,
+        target: NDArray[np.float32] | None = None,
+        future: NDArray[np.float32] | None = None,
+        static: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
         """As `run`, but returns only the last step's output [streams, output_dim], a new array; T is at least 1."""
-        return self._sequence("prefill", xs, streams, elapsed, last_only=True)
+        beside = {"target": target, "future": future, "static": static}
+        return self._sequence("prefill", xs, streams, elapsed, beside, last_only=True)
 
     def position(self, stream: int = 0) -> int:
         """Steps that a stream has seen."""
@@ -316,15 +347,22 @@ class Engine:
         count, sizes = self.streams, self._packed.sizes
         inputs = (count,) if self._is_text else (count, sizes.inputs)
         self._x = np.zeros(inputs, np.int64 if self._is_text else np.float32)
-        self._y = np.zeros((count, sizes.outputs), np.float32)
+        self._y = np.zeros((count, *self._ending()), np.float32)
+        self._needs_x_alone = self._is_text or not (sizes.static_width or sizes.future_width)
         self._tokens, self._alone = sizes.inputs, count == 1
         self._y_alone = self._y[0]
         self._shapes = (inputs, inputs[1:]) if self._alone else (inputs,)
         self._which = np.arange(count, dtype=np.int64)
         self._call_struct = native.EngineCall(
-            count, 1, self._which.ctypes.data, self._x.ctypes.data, None, self._y.ctypes.data, 0
+            count, 1, self._which.ctypes.data, self._x.ctypes.data, None, self._y.ctypes.data, 0, None, None, None
         )
         self._call = byref(self._call_struct)
+        self._rows = {name: np.zeros((count, width), np.float32) for name, width in self._widths().items() if width}
+        self._fuller_struct = native.EngineCall.from_buffer_copy(self._call_struct)
+        for name, rows in self._rows.items():
+            setattr(self._fuller_struct, "fixed" if name == "static" else name, rows.ctypes.data)
+        self._target_address = self._fuller_struct.target
+        self._fuller_call = byref(self._fuller_struct)
 
     @staticmethod
     def _require_counts(**counts: int) -> None:
@@ -344,21 +382,52 @@ class Engine:
         into[...] = array
         return y if array.ndim == into.ndim else y[0]
 
-    def _step_some(self, x: Any, streams: Any, elapsed: Any) -> NDArray[np.float32]:
+    def _ending(self) -> tuple[int, ...]:
+        """The axes of one step's output."""
+        sizes = self._packed.sizes
+        if self._is_text or sizes.head_kind == 0:
+            return (sizes.outputs,)
+        return (sizes.outputs // sizes.head_parts, sizes.head_parts)
+
+    def _widths(self) -> dict[str, int]:
+        """Of what is given beside x; 0 = the model has none."""
+        sizes = self._packed.sizes
+        if self._is_text:
+            return {"target": 0, "future": 0, "static": 0}
+        outputs = sizes.outputs // sizes.head_parts if sizes.readout else 0
+        return {"target": outputs, "future": sizes.future_width, "static": sizes.static_width}
+
+    def _step_beside(self, x: Any, beside: _Beside) -> NDArray[np.float32]:
+        """A step of all streams with more than x, through arrays whose addresses the call knows."""
+        y = self._put(x, self._x, self._y)
+        found = self._beside("step", beside, (), self.streams, alone=y.ndim == len(self._ending()))
+        for name, rows in self._rows.items():
+            if found[name] is not None:
+                rows[...] = found[name]
+        self._fuller_struct.target = None if found["target"] is None else self._target_address
+        code = self._run(self._engine, self._fuller_call)
+        if code:
+            self._refuse(code, self._x, found)
+        return y
+
+    def _step_some(self, x: Any, streams: Any, elapsed: Any, beside: _Beside) -> NDArray[np.float32]:
         which = self._chosen("step", streams)
         count = len(which)
         y = self._put(x, self._x[:count], self._y[:count])
         times = None if elapsed is None else check_elapsed("step", elapsed, (count,))
+        more = self._beside("step", beside, (), count, alone=y.ndim == len(self._ending()))
         call = native.EngineCall(
-            count, 1, which.ctypes.data, self._x.ctypes.data, None if times is None else times.ctypes.data,
-            self._y.ctypes.data, 0,
+            count, 1, which.ctypes.data, self._x.ctypes.data, _address(times), self._y.ctypes.data, 0,
+            *map(_address, more.values()),
         )  # fmt: skip
         code = self._run(self._engine, byref(call))
         if code:
-            self._refuse(code, self._x[:count])
+            self._refuse(code, self._x[:count], more)
         return y
 
-    def _sequence(self, owner: str, xs: Any, streams: Any, elapsed: Any, last_only: bool) -> NDArray[np.float32]:
+    def _sequence(
+        self, owner: str, xs: Any, streams: Any, elapsed: Any, beside: _Beside, last_only: bool
+    ) -> NDArray[np.float32]:
         with self._owned():
             which = self._chosen(owner, streams)
             count, sizes = len(which), self._packed.sizes
@@ -374,16 +443,36 @@ class Engine:
             if last_only and not steps:
                 raise ShapeError(f"{owner}: xs has no steps; wanted at least one.")
             array = np.ascontiguousarray(array, np.int64 if self._is_text else np.float32)
+            if alone and np.ndim(elapsed) == 1:
+                elapsed = np.asarray(elapsed)[:, np.newaxis]
             times = None if elapsed is None else check_elapsed(owner, elapsed, (steps, count))
-            y = np.empty((count, sizes.outputs) if last_only else (steps, count, sizes.outputs), np.float32)
+            more = self._beside(owner, beside, (steps,), count, alone)
+            y = np.empty((count, *self._ending()) if last_only else (steps, count, *self._ending()), np.float32)
             call = native.EngineCall(
-                count, steps, which.ctypes.data, array.ctypes.data, None if times is None else times.ctypes.data,
-                y.ctypes.data, last_only,
+                count, steps, which.ctypes.data, array.ctypes.data, _address(times), y.ctypes.data, last_only,
+                *map(_address, more.values()),
             )  # fmt: skip
             code = self._run(self._engine, byref(call))
             if code:
-                self._refuse(code, array)
+                self._refuse(code, array, more)
             return (y[0] if last_only else y[:, 0]) if alone else y
+
+    def _beside(self, owner: str, given: _Beside, steps: tuple[int, ...], count: int, alone: bool) -> _Beside:
+        """Target, future and static inputs, checked, in the order of `ssmn_engine_call`."""
+        found: _Beside = {}
+        for name, width in self._widths().items():
+            array = found[name] = given[name]
+            if array is None and (name == "target" or not width):
+                continue
+            if array is not None and not width:
+                way_out = "readout=" if name == "target" else f"{name}_dim"
+                raise RangeError(f"{owner}: {name} is given, but the model has none; make it with {way_out}.")
+            shape = ((*steps, width) if alone else (*steps, count, width))[1 if steps and name == "static" else 0 :]
+            if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.shape != shape:
+                came = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
+                raise ShapeError(f"{owner}: {name} is {came}; wanted a float32 numpy array {list(shape)}.")
+            found[name] = np.ascontiguousarray(array)
+        return found
 
     def _checked(self, owner: str, x: Any, axes: int) -> NDArray[Any]:
         """X as an array of numbers of the right kind."""
@@ -431,18 +520,29 @@ class Engine:
             "Engine: another thread is running this engine; give each thread its own, or take turns with a lock."
         )
 
-    def _refuse(self, code: int, x: Any) -> NoReturn:
+    def _refuse(self, code: int, x: Any, beside: _Beside | None = None) -> NoReturn:
         """Raises what a status of the C library means."""
         if code == native.ENGINE_BUSY:
             self._refuse_second()
         if code == native.NOT_FINITE:
-            place = np.argwhere(~np.isfinite(x))[0].tolist()
-            raise RangeError(f"Engine: the input is not finite at {place}; drop the step, or fill the value in.")
+            takes_gaps = {"the input": bool(self._packed.sizes.masks_missing), "target": True}
+            for name, array in {"the input": x, **(beside or {})}.items():
+                if array is None:
+                    continue
+                wrong = np.argwhere(np.isinf(array) if takes_gaps.get(name) else ~np.isfinite(array))
+                if len(wrong):
+                    came = "infinite" if takes_gaps.get(name) else "not finite"
+                    way_out = "what is unknown is NaN" if name == "target" else "drop the step, or fill the value in"
+                    raise RangeError(f"Engine: {name} is {came} at {wrong[0].tolist()}; {way_out}.")
         assert code == native.UNKNOWN_TOKEN, code
         raise RangeError(
             f"Engine: the tokens lie in [{x.min():g}, {x.max():g}]; wanted [0, {self._packed.sizes.inputs - 1}] "
             "(vocab_size − 1); encode with the tokenizer that was saved with the model."
         )
+
+
+def _address(array: NDArray[Any] | None) -> int | None:
+    return None if array is None else array.ctypes.data
 
 
 class _Owned:

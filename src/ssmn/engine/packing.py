@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Mapping
 from ctypes import byref
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ssmn.config import (
+    LEAST_FORGET,
     OUTPUT_THRESHOLD,
     READ_FLOOR,
     THOUGHT_EPS,
@@ -21,6 +24,7 @@ from ssmn.config import (
     StackConfig,
     TextSSMNConfig,
     config_from_dict,
+    middle_of,
 )
 from ssmn.errors import ConfigError, DtypeError, FileError
 from ssmn.files import BFLOAT16, Origin, PathLike, Tensors, load_weights, model_fingerprint, read_config
@@ -36,6 +40,10 @@ _CHUNK, _SHORT_CHUNK = 96, 48
 
 _ALIGNMENT = 64
 _KINDS = ("static", "plastic")
+
+
+HEADS, READOUTS, FEATURES = ("point", "gaussian", "quantile"), ("none", "delta", "rls"), ("hidden", "inputs", "both")
+"""Choices of a model of vectors, in the order of the numbers that stand for them."""
 
 
 @dataclass(frozen=True)
@@ -132,8 +140,6 @@ def pack(source: Source, dtype: str, threads: int) -> Packed:
     unknown = [kind for kind in config.layer_types if kind not in _KINDS]
     if unknown:
         raise ConfigError(f"Engine: layer_types has {unknown[0]!r}; the engine runs {' and '.join(_KINDS)} layers.")
-    if isinstance(config, SSMNConfig):
-        _refuse_series(config)
     layers = (EngineLayer * config.num_layers)()
     sizes = _sizes(config, dtype, threads)
     sizes.layers = layers
@@ -151,24 +157,6 @@ def pack(source: Source, dtype: str, threads: int) -> Packed:
     return packed
 
 
-def _refuse_series(config: SSMNConfig) -> None:
-    plain = {
-        "missing": "error",
-        "normalise": "none",
-        "head": "point",
-        "static_dim": 0,
-        "future_dim": 0,
-        "readout": "none",
-    }
-    for name, value in plain.items():
-        came = getattr(config, name)
-        if came != value:
-            raise ConfigError(
-                f"Engine: {name}={came!r}; the engine runs models with {name}={value!r} alone: use the model's own "
-                f"step, or ssmn.Stream(model) with backend='torch'."
-            )
-
-
 def _sizes(config: StackConfig, dtype: str, threads: int) -> EngineSizes:
     sizes = EngineSizes()
     if isinstance(config, TextSSMNConfig):
@@ -179,7 +167,8 @@ def _sizes(config: StackConfig, dtype: str, threads: int) -> EngineSizes:
         sizes.output_rate, sizes.output_threshold = -math.log1p(-config.output_decay), OUTPUT_THRESHOLD
     else:
         assert isinstance(config, SSMNConfig)
-        sizes.inputs, sizes.outputs = config.input_dim, config.output_dim
+        sizes.inputs, sizes.outputs = config.input_dim, config.output_dim * config.output_parts
+        _series_sizes(sizes, config)
     sizes.width, sizes.layer_count = config.hidden_dim, config.num_layers
     sizes.query_heads, sizes.key_heads = config.num_heads, config.num_kv_heads
     sizes.window, sizes.has_rotary, sizes.has_sinks = (
@@ -194,6 +183,28 @@ def _sizes(config: StackConfig, dtype: str, threads: int) -> EngineSizes:
     sizes.write_threshold = config.write_threshold
     sizes.read_floor, sizes.chat_epsilon = READ_FLOOR, THOUGHT_EPS
     return sizes
+
+
+def _gaps(quantiles: tuple[float, ...]) -> list[float]:
+    """What is added to the numbers of each quantile; see `ssmn.layers.heads.spread_out`."""
+    normal = [NormalDist().inv_cdf(share) for share in quantiles]
+    gaps = [math.log(math.expm1(high - low)) for low, high in itertools.pairwise(normal)]
+    middle = middle_of(quantiles)
+    return [*gaps[:middle], normal[middle], *gaps[middle:]]
+
+
+def _series_sizes(sizes: EngineSizes, config: SSMNConfig) -> None:
+    """What a model of vectors has around its layers."""
+    sizes.masks_missing, sizes.is_normalised = config.missing == "mask", config.normalise == "running"
+    sizes.static_width, sizes.future_width = config.static_dim, config.future_dim
+    sizes.head_kind, sizes.head_parts = HEADS.index(config.head), config.output_parts
+    sizes.head_middle = middle_of(config.quantiles)
+    sizes.has_columns = sizes.is_normalised and bool(config.target_columns)
+    sizes.readout, sizes.readout_features = READOUTS.index(config.readout), FEATURES.index(config.readout_features)
+    sizes.norm_rate, sizes.readout_ridge = config.norm_rate, config.readout_ridge
+    sizes.readout_eta = config.readout_eta
+    forget = max(config.readout_forget, LEAST_FORGET) if config.readout == "rls" else config.readout_forget
+    sizes.readout_log_keep = math.log1p(-forget)
 
 
 class _Writer:
@@ -240,10 +251,14 @@ class _Writer:
                 self.matrix(sizes.encoder_contract, self.weights.take("encoder.down.weight", width, width))
         else:
             assert isinstance(config, SSMNConfig)
-            self.matrix(sizes.input, self.weights.take("input.weight", width, config.input_dim))
-            self.matrix(sizes.output, self.weights.take("output.weight", config.output_dim, width))
+            self.matrix(sizes.input, self.weights.take("input.weight", width, sizes.input.columns))
+            self.matrix(sizes.output, self.weights.take("output.weight", sizes.outputs, width))
             self.vector(sizes.input_bias, "input.bias", width)
-            self.vector(sizes.output_bias, "output.bias", config.output_dim)
+            self.vector(sizes.output_bias, "output.bias", sizes.outputs)
+            if sizes.has_columns:
+                self.packed.vector(sizes.columns, config.output_dim, np.int64)[:] = config.target_columns
+            if config.head == "quantile":
+                self.packed.vector(sizes.gaps, config.output_parts)[:] = _gaps(config.quantiles)
         self.vector(sizes.norm, "norm.weight", width)
         if config.rope_theta is not None:
             half = width // config.num_heads // 2

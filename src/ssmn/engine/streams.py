@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ssmn.config import PLASTICITY_PER_ROW, Plasticity, StackConfig
+from ssmn.config import PLASTICITY_PER_ROW, Plasticity, SSMNConfig, StackConfig
 from ssmn.engine.packing import PANEL, Packed, aligned
 from ssmn.errors import FileError, RangeError, ShapeError, StateError
 from ssmn.files import PathLike, Tensors, first_difference, read_file
@@ -23,6 +23,11 @@ _LEARNING = np.dtype(
     + [("frozen", np.int32)]
 )  # fmt: skip
 """`ssmn_engine_learning`."""
+
+
+_STATISTICS = ("mean", "rest", "deviation", "count")
+_DOUBLES = 8
+"""Rows of float64 are padded to a multiple of this."""
 
 
 class Streams:
@@ -40,8 +45,10 @@ class Streams:
         """As in a state file's header."""
         assert self.config.layer_types is not None
         kinds = {"static": "window", "plastic": "plastic"}
-        front = "encoder" if self.packed.sizes.has_encoder else None
-        head = "output" if self.packed.sizes.has_output_memory else None
+        sizes = self.packed.sizes
+        has_front = sizes.is_normalised or sizes.masks_missing
+        front = "encoder" if sizes.has_encoder else "front" if has_front else None
+        head = "output" if sizes.has_output_memory else "readout" if sizes.readout else None
         return {"front": front, "layers": [kinds[kind] for kind in self.config.layer_types], "head": head}
 
     def add(self, count: int) -> None:
@@ -81,7 +88,7 @@ class Streams:
         """A stream's state, named and shaped as in a state file."""
         found: Tensors = {}
         for name, view in self._views(stream).items():
-            found[name] = view.copy()[np.newaxis]  # never a view: the stream goes on, and a state is a value
+            found[name] = view.astype(np.float32)[np.newaxis]  # a copy: the stream goes on, and a state is a value
         position = int(self.positions[stream])
         for number, kind in enumerate(self.layout["layers"]):
             if kind == "window":
@@ -153,6 +160,11 @@ class Streams:
         numbers, views = self.numbers[stream], {}
         if self.packed.sizes.has_encoder:
             views["front.recent"] = numbers[: 3 * width].reshape(3, width)
+        elif self.layout["front"] == "front":
+            columns = self.packed.sizes.inputs if self.packed.sizes.is_normalised else 0
+            parts = numbers[: 4 * columns].reshape(4, columns)
+            views |= {f"front.{name}": parts[row] for row, name in enumerate(_STATISTICS)}
+            views["front.pending"] = numbers[4 * columns : 4 * columns + 1].reshape(())
         for number, layer in enumerate(self.packed.layers):
             if layer.plastic:
                 key, value = width // heads, -(-width // heads // PANEL) * PANEL
@@ -167,7 +179,28 @@ class Streams:
             views["head.memory"] = numbers[sizes.head : key].reshape(sizes.outputs, stride)[:, :width]
             views["head.key"] = numbers[key : key + width]
             views["head.prediction"] = numbers[prediction : prediction + sizes.outputs]
+        if sizes.readout:
+            views |= self._readout(numbers[sizes.head :])
         return views
+
+    def _readout(self, numbers: NDArray[np.float32]) -> Tensors:
+        """The parts of a read-out's state; those of `rls` are float64."""
+        config, sizes = self.config, self.packed.sizes
+        assert isinstance(config, SSMNConfig)
+        inputs, outputs = sizes.input.columns, config.output_dim
+        read = {"hidden": config.hidden_dim, "inputs": inputs, "both": config.hidden_dim + inputs}
+        width = read[config.readout_features] + 1
+        prediction = -(-width // PANEL) * PANEL
+        start = prediction + -(-outputs // PANEL) * PANEL
+        views: Tensors = {"head.key": numbers[:width], "head.prediction": numbers[prediction : prediction + outputs]}
+        if config.readout == "delta":
+            memory = numbers[start : start + outputs * prediction].reshape(outputs, prediction)
+        else:
+            stride = -(-width // _DOUBLES) * _DOUBLES
+            sums = numbers[start : start + 2 * (outputs + width) * stride].view(np.float64).reshape(-1, stride)
+            memory = sums[:outputs]
+            views["head.moment"] = sums[outputs:, :width]
+        return {**views, "head.memory": memory[:, :width].T}
 
     def _ring(self, stream: int, layer: int, name: str) -> NDArray[np.float32]:
         """A view [slots, heads, width] of a layer's keys or values."""

@@ -164,31 +164,39 @@ class RunningScale:
             raise RangeError(f"RunningScale: rate={rate!r}; wanted a share in (0, 1).")
         self.rate = rate
         self.count, self.mean, self.variance = np.zeros(columns), np.zeros(columns), np.zeros(columns)
-        self._is_settled = False
+        self._is_steady = False
 
     def widen(self, columns: int) -> None:
         """Makes room for more columns."""
         for name in ("count", "mean", "variance"):
             setattr(self, name, np.pad(getattr(self, name), (0, columns)))
-        self._is_settled = False
+        self._is_steady = False
 
     def learn(self, values: Array) -> None:
         """[columns]; NaN leaves its column alone, and a wild value counts as one at the edge of what is usual."""
         change = values - self.mean
+        squares = change * change
+        share: Any = self.rate
+        if not (self._is_steady and (squares <= CLIP * CLIP * self.variance).all()):  # NaN is not
+            share = self._careful_share(change)
+            squares = change * change
+        self.mean += share * change
+        self.variance += share * squares
+        self.variance *= 1 - share
+
+    def _careful_share(self, change: Array) -> Array:
+        """The share of each new value, while columns are young, or one of them is missing or wild; cuts `change`."""
         seen = change == change  # not NaN
-        if not seen.all():
-            change[~seen] = 0.0
+        change[~seen] = 0.0
+        is_settled = len(change) > 0 and bool(self.count.min() > SETTLED)
         self.count += seen
-        share = np.maximum(1.0 / np.maximum(self.count, 1.0), self.rate) * seen
-        if self._is_settled:
+        share = np.maximum(1.0 / np.maximum(self.count, 1.0), self.rate)
+        if is_settled:
             # A column that has never moved has no edge. A level that has moved is reached in steps that grow.
             edge = np.where(self.variance > 0, CLIP * np.sqrt(self.variance), np.inf)
-            change = np.minimum(np.maximum(change, -edge), edge)
-        else:
-            self._is_settled = len(values) > 0 and bool(self.count.min() > SETTLED)
-        step = share * change
-        self.mean += step
-        self.variance = (1 - share) * (self.variance + step * change)
+            np.minimum(np.maximum(change, -edge), edge, out=change)
+            self._is_steady = bool(share.max() <= self.rate)
+        return share * seen
 
     def apply(self, values: Array) -> Array:
         """Standardised, cut at ±`CLIP`; NaN and columns that never moved become 0."""

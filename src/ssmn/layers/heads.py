@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ssmn.config import SSMNConfig
+from ssmn.config import SSMNConfig, middle_of
 from ssmn.layers.front import LIMIT
 
 LEAST_DEVIATION = 1e-3
@@ -39,11 +39,6 @@ def spread_out(raw: Tensor, config: SSMNConfig) -> Tensor:
     centre = raw[..., middle : middle + 1] + normal[middle].to(raw.dtype)
     below = centre - steps[..., :middle].flip(-1).cumsum(-1).flip(-1)
     return torch.cat([below, centre, centre + steps[..., middle:].cumsum(-1)], -1)
-
-
-def middle_of(quantiles: tuple[float, ...]) -> int:
-    """The place of the quantile that is nearest to the median."""
-    return min(range(len(quantiles)), key=lambda place: abs(quantiles[place] - 0.5))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ssmn import ops
-from ssmn.config import Plasticity
+from ssmn.config import LEAST_FORGET, Plasticity
 from ssmn.errors import StateError
 from ssmn.layers.checks import check_hidden, check_learning, check_setting, check_state, check_streams
 from ssmn.layers.constant import touched, with_untouched
@@ -19,9 +19,6 @@ from ssmn.ops.segments import Packing, shift_to_previous
 from ssmn.state import ReadoutState
 
 ReadoutRule = Literal["delta", "rls"]
-
-_LEAST_FORGET = 1e-6
-"""Least share that `rls` forgets: float32 sums of more than some million steps would take nothing up any more."""
 
 _NOISE = 1e-6
 """Ridge as a share of the whole evidence, above what rounding the sums to float32 leaves."""
@@ -80,7 +77,7 @@ class PlasticReadout(nn.Module):
         check_setting(owner, "ridge", ridge, ridge > 0, "a positive number")
         self.features, self.outputs, self.rule = features, outputs, rule
         self.eta, self.ridge = eta, ridge
-        self.forget = forget if rule == "delta" else max(forget, _LEAST_FORGET)
+        self.forget = forget if rule == "delta" else max(forget, LEAST_FORGET)
 
     def init_state(
         self, batch_size: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
