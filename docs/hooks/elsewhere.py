@@ -17,7 +17,7 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[2]
 
-NOTEBOOK = "examples/text.ipynb"
+NOTEBOOKS = sorted(f"examples/{path.name}" for path in (ROOT / "examples").glob("*.ipynb"))
 EXAMPLES = sorted(f"examples/{path.name}" for path in (ROOT / "examples").glob("*.py"))
 PAGES = {
     "CHANGELOG.md": "changelog.md",
@@ -26,7 +26,7 @@ PAGES = {
     "experiments/quality/README.md": "finished-runs.md",
     "src/ssmn/ops/README.md": "operations.md",
     "examples": "examples/index.md",
-    NOTEBOOK: "examples/notebook.md",
+    **{path: f"examples/notebook-{Path(path).stem}.md" for path in NOTEBOOKS},
     **{path: f"examples/{Path(path).stem.replace('_', '-')}.md" for path in EXAMPLES},
 }
 """What is shown from outside `docs/`: path in the repository, page of the site."""
@@ -47,7 +47,7 @@ def content(path: str) -> str:
     """The Markdown of a page that stands elsewhere."""
     if path == "examples":
         return _list_of_examples()
-    if path == NOTEBOOK:
+    if path in NOTEBOOKS:
         return _notebook(json.loads((ROOT / path).read_text(encoding="utf-8")))
     text = (ROOT / path).read_text(encoding="utf-8")
     if path.endswith(".md"):
@@ -61,7 +61,10 @@ def _list_of_examples() -> str:
     for path in EXAMPLES:
         summary = (ast.get_docstring(ast.parse((ROOT / path).read_text(encoding="utf-8"))) or "").split("\n\n")[0]
         lines.append(f"- [{Path(path).name}]({Path(path).name}): {' '.join(summary.split())}")
-    return "\n".join([*lines, f"- [{Path(NOTEBOOK).name}]({Path(NOTEBOOK).name}): the text model, as a notebook.", ""])
+    for path in NOTEBOOKS:
+        title = "".join(json.loads((ROOT / path).read_text(encoding="utf-8"))["cells"][0]["source"]).splitlines()[0]
+        lines.append(f"- [{Path(path).name}]({Path(path).name}), a notebook: {title.removeprefix('# ')}.")
+    return "\n".join([*lines, ""])
 
 
 def _notebook(notebook: dict[str, Any]) -> str:
