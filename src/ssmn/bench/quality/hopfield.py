@@ -139,7 +139,7 @@ def _load(settings: Mapping[str, Any], place: Workplace) -> Result | None:
     found: dict[str, dict[str, dict[str, float]]] = {}
     for number, load in enumerate(settings["loads"]):
         patterns = _signs(generator, round(load * settings["units"]), settings["units"]).float()
-        network = RULES[settings["rule"]].learn(patterns)  # type: ignore[attr-defined]
+        network = RULES[settings["rule"]].learn(patterns)
         wanted = patterns[: settings["starts"]].repeat(len(settings["noises"]), 1)
         share = torch.tensor(settings["noises"]).repeat_interleave(len(wanted) // len(settings["noises"]))
         bits = (share * settings["units"]).round().unsqueeze(-1)
@@ -169,7 +169,7 @@ def _energy(settings: Mapping[str, Any], place: Workplace) -> Result | None:
     count, units = round(settings["load"] * settings["units"]), settings["units"]
     patterns = _signs(generator, count, units)
     networks: dict[str, BinaryNetwork] = {
-        **{name: rule.learn(patterns) for name, rule in RULES.items()},  # type: ignore[attr-defined]
+        **{name: rule.learn(patterns) for name, rule in RULES.items()},
         "dense, n = 3": DenseNetwork.learn(patterns, "polynomial", 3),
         "dense, exponential": DenseNetwork.learn(patterns, "exponential"),
     }
