@@ -567,14 +567,15 @@ def test_elapsed_has_no_effect_and_is_checked() -> None:
 
 def test_what_the_memory_refuses() -> None:
     memory = HopfieldMemory(12, 2, slots=5)
-    for settings, message in (
+    refused: tuple[tuple[dict[str, Any], str], ...] = (
         ({"slots": 0}, "HopfieldMemory: slots=0; wanted a whole number of at least 1"),
         ({"update_steps": 0}, "update_steps=0; wanted a whole number of at least 1"),
         ({"num_heads": 5}, "num_heads=5; wanted a divisor of hidden_dim=12"),
         ({"beta": -1.0}, r"beta=-1.0; wanted a finite inverse temperature"),
         ({"pairing": "next"}, "pairing='next'; wanted one of previous, same"),
         ({"initialisation": "random"}, "initialisation='random'; wanted one of associative, standard"),
-    ):
+    )
+    for settings, message in refused:
         with pytest.raises(ConfigError, match=message):
             HopfieldMemory(12, **settings)
     with pytest.raises(StateError, match=r"keys has shape \[2, 4, 2, 6\]; wanted \[2, 5, 2, 6\]"):

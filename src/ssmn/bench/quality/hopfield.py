@@ -62,24 +62,25 @@ NEAR = 0.01
 """A retrieval succeeds if it ends so near to its pattern, in norms of a pattern; any other is far beyond that."""
 
 FEATURES = 32
+LOW_LOSS = 0.05
+"""Training on bags ends when the running mean of the loss (over some ten steps) is below this."""
 RATES = (3e-3, 1e-2)
 
 
-class _PooledNetwork(nn.Module):
-    """A feed-forward network on every member, and the mean or the largest of its features."""
+class _MaxPooling(nn.Module):
+    """A feed-forward network on every member, and the largest of each of its features."""
 
-    def __init__(self, pool: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.pool, self.member, self.bag = pool, nn.Linear(FEATURES, 96), nn.Linear(96, 1)
+        self.member, self.bag = nn.Linear(FEATURES, 96), nn.Linear(96, 1)
 
     def forward(self, members: Tensor) -> Tensor:
-        return self.bag(self.pool(torch.relu(self.member(members))))
+        return self.bag(torch.relu(self.member(members)).amax(1))
 
 
 POOLS: dict[str, Callable[[], nn.Module]] = {
     "Hopfield pooling": lambda: HopfieldPooling(FEATURES, 32, 1),
-    "max pooling": lambda: _PooledNetwork(lambda features: features.amax(1)),
-    "mean pooling": lambda: _PooledNetwork(lambda features: features.mean(1)),
+    "max pooling": _MaxPooling,
 }
 
 
@@ -118,7 +119,7 @@ def runs(options: Options) -> Generator[Run, Result | None, None]:
 def _pooling(name: str, rate: float, seed: int, quick: bool) -> Run:
     settings = {
         "what": "pooling", "pool": name, "rate": rate, "seed": seed, "members": 20 if quick else 500,
-        "steps": 2 if quick else 200, "bags": 32, "tested": 20 if quick else 1000,
+        "steps": 2 if quick else 800, "bags": 32, "until": LOW_LOSS, "tested": 20 if quick else 1000,
     }  # fmt: skip
     return Run(f"pooling-{name.replace(' ', '-')}-{rate:g}-{seed}", settings)
 
@@ -139,7 +140,7 @@ def _load(settings: Mapping[str, Any], place: Workplace) -> Result | None:
     found: dict[str, dict[str, dict[str, float]]] = {}
     for number, load in enumerate(settings["loads"]):
         patterns = _signs(generator, round(load * settings["units"]), settings["units"]).float()
-        network = RULES[settings["rule"]].learn(patterns)  # type: ignore[attr-defined]
+        network = RULES[settings["rule"]].learn(patterns)
         wanted = patterns[: settings["starts"]].repeat(len(settings["noises"]), 1)
         share = torch.tensor(settings["noises"]).repeat_interleave(len(wanted) // len(settings["noises"]))
         bits = (share * settings["units"]).round().unsqueeze(-1)
@@ -169,7 +170,7 @@ def _energy(settings: Mapping[str, Any], place: Workplace) -> Result | None:
     count, units = round(settings["load"] * settings["units"]), settings["units"]
     patterns = _signs(generator, count, units)
     networks: dict[str, BinaryNetwork] = {
-        **{name: rule.learn(patterns) for name, rule in RULES.items()},  # type: ignore[attr-defined]
+        **{name: rule.learn(patterns) for name, rule in RULES.items()},
         "dense, n = 3": DenseNetwork.learn(patterns, "polynomial", 3),
         "dense, exponential": DenseNetwork.learn(patterns, "exponential"),
     }
@@ -269,19 +270,21 @@ def _bags(settings: Mapping[str, Any], signal: Tensor, number: int, generator: t
 
 
 def _pool(settings: Mapping[str, Any], place: Workplace) -> Result | None:
-    """Trains on fresh bags; the share of right answers on further ones."""
+    """Trains on fresh bags until the loss is low; the share of right answers on further ones."""
     torch.manual_seed(settings["seed"])
     generator = torch.Generator().manual_seed(1000 + settings["seed"])
     signal = torch.randn(FEATURES, generator=generator)
     model = POOLS[settings["pool"]]()
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings["rate"], betas=(0.9, 0.98))
-    for step in range(settings["steps"]):
+    running, steps = 1.0, 0
+    while steps < settings["steps"] and running >= settings["until"]:
         members, has = _bags(settings, signal, settings["bags"], generator)
         loss = functional.binary_cross_entropy_with_logits(model(members).flatten(), has.float())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if place.on_step(step + 1, settings["steps"], f"loss {loss.item():.3f}"):
+        running, steps = 0.9 * running + 0.1 * loss.item(), steps + 1
+        if place.on_step(steps, settings["steps"], f"loss {running:.3f}"):
             return None
     right, asked = 0, 0
     with torch.no_grad():
@@ -289,7 +292,11 @@ def _pool(settings: Mapping[str, Any], place: Workplace) -> Result | None:
             members, has = _bags(settings, signal, min(100, settings["tested"] - asked), generator)
             right += int(((model(members).flatten() > 0) == has).sum())
             asked += len(has)
-    return {"accuracy": right / asked, "parameters": sum(weight.numel() for weight in model.parameters())}
+    return {
+        "accuracy": right / asked,
+        "steps": steps,
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+    }
 
 
 def _of(finished: Mapping[str, Result], what: str) -> list[Result]:
@@ -392,12 +399,15 @@ def _pool_table(finished: Mapping[str, Result]) -> tuple[Any, ...] | None:
         chosen = [run for run in _of(finished, "pooling") if run["settings"]["pool"] == name]
         for rate in sorted({run["settings"]["rate"] for run in chosen}):
             at = [run["results"] for run in chosen if run["settings"]["rate"] == rate]
-            rows.append([name, f"{rate:g}", f"{at[0]['parameters']:,}", _seeds([here["accuracy"] for here in at])])
+            steps = " ".join(str(here["steps"]) for here in at)
+            rows.append([
+                name, f"{rate:g}", f"{at[0]['parameters']:,}", steps, _seeds([here["accuracy"] for here in at])
+            ])  # fmt: skip
     if not rows:
         return None
     members = _of(finished, "pooling")[0]["settings"]["members"]
     title = f"Is one of {members} members the signal?"
-    return title, ["pool", "rate", "parameters", "right answers"], rows, "all seeds; chance is 0.5", 1
+    return title, ["pool", "rate", "parameters", "steps", "right answers"], rows, "all seeds; chance is 0.5", 1
 
 
 def drawing(finished: Mapping[str, Result], look: Look) -> Figure | None:

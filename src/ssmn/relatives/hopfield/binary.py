@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -50,6 +51,19 @@ class BinaryNetwork(ABC):
     @abstractmethod
     def dtype(self) -> torch.dtype:
         """float32 or float64, of patterns and states."""
+
+    @classmethod
+    @abstractmethod
+    def learn(cls, patterns: Tensor) -> Self:
+        """A network of the patterns [P, N]."""
+
+    @abstractmethod
+    def insert(self, pattern: Tensor) -> Self:
+        """The network with one more pattern [N]."""
+
+    @abstractmethod
+    def remove(self, pattern: Tensor) -> Self:
+        """The network without one pattern [N]."""
 
     @abstractmethod
     def energy(self, state: Tensor) -> Tensor:
