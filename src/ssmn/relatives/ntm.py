@@ -170,10 +170,10 @@ class NeuralTuringMachine(nn.Module):
         self.read_heads, self.write_heads, self.heads = read_heads, write_heads, read_heads + write_heads
         self.controller: Controller = controller
         self.shift_range = shift_range
-        gates, carried = (4, hidden_dim) if controller == "lstm" else (1, 0)
+        gates, self.carried = (4, hidden_dim) if controller == "lstm" else (1, 0)
         reads = read_heads * memory_width
         self.input = nn.Linear(hidden_dim, gates * hidden_dim)
-        self.recurrent = nn.Linear(reads + carried, gates * hidden_dim, bias=False)
+        self.recurrent = nn.Linear(reads + self.carried, gates * hidden_dim, bias=False)
         self.emit = nn.Linear(hidden_dim, sum(self._emitted))
         self.output = nn.Linear(hidden_dim + reads, hidden_dim, bias=False)
         if controller == "lstm":
@@ -209,15 +209,14 @@ class NeuralTuringMachine(nn.Module):
     def init_state(self, batch_size: int) -> NtmState:
         """A fresh state for `batch_size` streams: all zeros."""
         weight = self.input.weight
-        carried = self.hidden_dim if self.controller == "lstm" else 0
         memory = torch.zeros(
             batch_size, self.memory_slots, self.memory_width, dtype=state_dtype(weight.dtype), device=weight.device
         )
         return NtmState(
             memory,
             memory.new_zeros(batch_size, self.heads, self.memory_slots),
-            memory.new_zeros(batch_size, carried),
-            memory.new_zeros(batch_size, carried),
+            memory.new_zeros(batch_size, self.carried),
+            memory.new_zeros(batch_size, self.carried),
             memory.new_zeros(batch_size, dtype=torch.int64),
         )
 
@@ -255,12 +254,11 @@ class NeuralTuringMachine(nn.Module):
         check_learning(owner, hidden, elapsed, plasticity)
         if state is None:
             state = self.init_state(streams)
-        carried = self.hidden_dim if self.controller == "lstm" else 0
         shapes = {
             "memory": (streams, self.memory_slots, self.memory_width),
             "weighting": (streams, self.heads, self.memory_slots),
-            "hidden": (streams, carried),
-            "cell": (streams, carried),
+            "hidden": (streams, self.carried),
+            "cell": (streams, self.carried),
             "position": (streams,),
         }
         check_state(owner, state, NtmState, shapes)
