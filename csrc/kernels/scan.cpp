@@ -47,46 +47,65 @@ struct Stretch {
     }
 };
 
-// h = a p + x
+// A vector or a single float, for whole vectors of channels and for those that are left over.
+template <typename Number>
+SSMN_INLINE Number get(const float* from) {
+    Number x;
+    std::memcpy(&x, from, sizeof x);
+    return x;
+}
+
+template <typename Number>
+SSMN_INLINE void put(float* to, Number x) {
+    std::memcpy(to, &x, sizeof x);
+}
+
+// h = a p + x at channel i.
+template <typename Number>
+SSMN_INLINE void advance_at(int64_t i, ConstRow a, ConstRow p, ConstRow x, Row h) {
+    const Number ar = get<Number>(a.real + i), ai = get<Number>(a.imaginary + i);
+    const Number pr = get<Number>(p.real + i), pi = get<Number>(p.imaginary + i);
+    put<Number>(h.real + i, get<Number>(x.real + i) + ar * pr - ai * pi);
+    put<Number>(h.imaginary + i, get<Number>(x.imaginary + i) + ar * pi + ai * pr);
+}
+
 inline void advance(int64_t n, ConstRow a, ConstRow p, ConstRow x, Row h) {
-    const float* __restrict ar = a.real;
-    const float* __restrict ai = a.imaginary;
-    const float* __restrict pr = p.real;
-    const float* __restrict pi = p.imaginary;
-    const float* __restrict xr = x.real;
-    const float* __restrict xi = x.imaginary;
-    float* __restrict hr = h.real;
-    float* __restrict hi = h.imaginary;
-    for (int64_t i = 0; i < n; ++i) {
-        hr[i] = xr[i] + ar[i] * pr[i] - ai[i] * pi[i];
-        hi[i] = xi[i] + ar[i] * pi[i] + ai[i] * pr[i];
-    }
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) advance_at<Vec>(i, a, p, x, h);
+    for (; i < n; ++i) advance_at<float>(i, a, p, x, h);
 }
 
-// With g the gradient of h = a p + x: d_a = conj(p) g, added to what is there if `adds`, and g becomes conj(a) g.
+// The way back through h = a p + x at channel i: g, the gradient that comes from later steps, gets that of h itself and
+// is d_x; d_a = conj(p) g, added to what is there if `adds`; and g becomes conj(a) g.
+template <typename Number, bool adds>
+SSMN_INLINE void retreat_at(int64_t i, ConstRow a, ConstRow p, ConstRow d_h, Row g, Row d_x, Row d_a) {
+    const Number gr = get<Number>(g.real + i) + get<Number>(d_h.real + i);
+    const Number gi = get<Number>(g.imaginary + i) + get<Number>(d_h.imaginary + i);
+    put<Number>(d_x.real + i, gr);
+    put<Number>(d_x.imaginary + i, gi);
+    const Number pr = get<Number>(p.real + i), pi = get<Number>(p.imaginary + i);
+    Number dr = gr * pr + gi * pi, di = gi * pr - gr * pi;
+    if (adds) {
+        dr = dr + get<Number>(d_a.real + i);
+        di = di + get<Number>(d_a.imaginary + i);
+    }
+    put<Number>(d_a.real + i, dr);
+    put<Number>(d_a.imaginary + i, di);
+    const Number ar = get<Number>(a.real + i), ai = get<Number>(a.imaginary + i);
+    put<Number>(g.real + i, ar * gr + ai * gi);
+    put<Number>(g.imaginary + i, ar * gi - ai * gr);
+}
+
 template <bool adds>
-inline void retreat(int64_t n, ConstRow a, ConstRow p, Row g, Row d_a) {
-    const float* __restrict ar = a.real;
-    const float* __restrict ai = a.imaginary;
-    const float* __restrict pr = p.real;
-    const float* __restrict pi = p.imaginary;
-    float* __restrict gr = g.real;
-    float* __restrict gi = g.imaginary;
-    float* __restrict dr = d_a.real;
-    float* __restrict di = d_a.imaginary;
-    for (int64_t i = 0; i < n; ++i) {
-        const float real = gr[i] * pr[i] + gi[i] * pi[i], imaginary = gi[i] * pr[i] - gr[i] * pi[i];
-        dr[i] = adds ? dr[i] + real : real;
-        di[i] = adds ? di[i] + imaginary : imaginary;
-        const float back = ar[i] * gr[i] + ai[i] * gi[i];
-        gi[i] = ar[i] * gi[i] - ai[i] * gr[i];
-        gr[i] = back;
-    }
+inline void retreat(int64_t n, ConstRow a, ConstRow p, ConstRow d_h, Row g, Row d_x, Row d_a) {
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) retreat_at<Vec, adds>(i, a, p, d_h, g, d_x, d_a);
+    for (; i < n; ++i) retreat_at<float, adds>(i, a, p, d_h, g, d_x, d_a);
 }
 
-// g += d, and d_x = g
-inline void collect(int64_t n, const float* __restrict d, float* __restrict g, float* __restrict d_x) {
-    for (int64_t i = 0; i < n; ++i) d_x[i] = g[i] += d[i];
+// g += d
+inline void collect(int64_t n, const float* __restrict d, float* __restrict g) {
+    for (int64_t i = 0; i < n; ++i) g[i] += d[i];
 }
 
 // The stretches of a call, by number.
@@ -186,9 +205,6 @@ int32_t scan_backward(
             const Row d_input = here.row(d_x, t);
             const ConstRow d_now = here.row(d_h, t);
             const bool is_fresh = is_set(reset, t, false), is_open = is_set(mask, t, true);
-            collect(here.count, d_now.real, g.real, d_input.real);
-            collect(here.count, d_now.imaginary, g.imaginary, d_input.imaginary);
-            if (!is_open) here.clear(d_input);
             ConstRow before{};
             if (!is_fresh) {
                 if (t > here.first)
@@ -198,13 +214,19 @@ int32_t scan_backward(
             }
             if (is_open && before.real != nullptr) {
                 if (call->shared)
-                    retreat<true>(here.count, here.row(a, 0), before, g, here.row(d_a, n));
+                    retreat<true>(here.count, here.row(a, 0), before, d_now, g, d_input, here.row(d_a, n));
                 else
-                    retreat<false>(here.count, here.row(a, t), before, g, here.row(d_a, t));
-            } else {
-                if (!call->shared) here.clear(here.row(d_a, t));
-                if (is_fresh) here.clear(g);
+                    retreat<false>(here.count, here.row(a, t), before, d_now, g, d_input, here.row(d_a, t));
+                continue;
             }
+            collect(here.count, d_now.real, g.real);
+            collect(here.count, d_now.imaginary, g.imaginary);
+            if (is_open)
+                here.copy(d_input, {g.real, g.imaginary});
+            else
+                here.clear(d_input);
+            if (!call->shared) here.clear(here.row(d_a, t));
+            if (is_fresh) here.clear(g);
         }
         if (d_initial_state != nullptr) here.copy(here.row(d_initial_state, n), {g.real, g.imaginary});
     });

@@ -28,7 +28,7 @@ def loop(a: Tensor, x: Tensor) -> Tensor:
 def scan(
     lengths: Sequence[int] = (4_096,),
     *,
-    batch: int = 4,
+    batch: int = 1,
     channels: int = 128,
     repeats: int = 7,
     patience: float = 15.0,

@@ -81,7 +81,7 @@ def layers(
 @app.command(epilog="Example: ssmn bench scan --n 4096")
 def scan(
     length: Lengths = None,
-    batch: Annotated[int, typer.Option(min=1, help="Streams.")] = 4,
+    batch: Annotated[int, typer.Option(min=1, help="Streams.")] = 1,
     channels: Annotated[int, typer.Option(min=1, help="Complex numbers per step.")] = 128,
     repeats: Repeats = None,
     quick: Quick = False,
