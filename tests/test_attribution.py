@@ -156,7 +156,7 @@ def test_an_overwritten_value_is_gone() -> None:
     torch.testing.assert_close(updates[:, 1], (values[0, 1] - values[0, 0]).double())
 
 
-def traced_model(rule: str = "delta", **settings: Any) -> TextSSMN:
+def traced_model(rule: Any = "delta", **settings: Any) -> TextSSMN:
     config = TextSSMNConfig(
         vocab_size=30, hidden_dim=24, num_layers=4, num_heads=2, window_size=5, memory_heads=3, update_rule=rule,
         layer_types=("static", "plastic", "plastic", "static"), **settings,
