@@ -175,7 +175,8 @@
     if (dropped > 0.005) told.push(`${percent(dropped)} come from writes too faint to keep apart.`);
     rest.textContent = told.join(" ");
     const heading = make("h3", "", found.length ? "Its read drew on" : "Its read drew on no earlier token");
-    panel.replaceChildren(place, make("div", "token", visible(pieces(index, index + 1)) || "·"), facts, heading);
+    const token = pieces(index, index + 1);
+    panel.replaceChildren(place, make("div", "token", token.trim() ? token : token.replaceAll(" ", "·") || "·"), facts, heading);
     if (found.length) panel.append(list, strip, ends);
     if (told.length) panel.append(rest);
   }
