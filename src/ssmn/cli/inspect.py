@@ -80,7 +80,7 @@ def command(
     settings = None if write_threshold is None else Plasticity(write_threshold=write_threshold)
     if text is not None and writes:
         _show_writes(console, model, text, state, settings, limit, top)
-        if report is None and pictures is None:
+        if report is None and pictures is None and beside is None:
             return
     _inspect(console, model, text, state, beside, settings, limit, shown, top, report, pictures, dark)
 

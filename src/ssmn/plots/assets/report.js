@@ -188,11 +188,10 @@
       return;
     }
     show(index, focus);
-    if (scroll) {
-      const span = spans[index];
-      text.scrollTop = span.offsetTop - text.clientHeight / 2;
-    }
+    if (scroll) centre(index);
   }
+
+  const centre = (index) => (text.scrollTop = spans[index].offsetTop - text.clientHeight / 2);
 
   const indexOf = (target) => (target instanceof Element && target.parentElement === text ? spans.indexOf(target) : -1);
   text.addEventListener("pointerover", (event) => {
@@ -221,5 +220,6 @@
     });
   mark();
   // Open on a token whose read reached far back, so that there is something to see.
-  pin(reading.open, true);
+  show(reading.open);
+  centre(reading.open);
 })();
