@@ -80,7 +80,7 @@ def command(
     settings = None if write_threshold is None else Plasticity(write_threshold=write_threshold)
     if text is not None and writes:
         _show_writes(console, model, text, state, settings, limit, top)
-        if report is None and pictures is None:
+        if report is None and pictures is None and beside is None:
             return
     _inspect(console, model, text, state, beside, settings, limit, shown, top, report, pictures, dark)
 
@@ -213,13 +213,13 @@ def _print_summary(
     console.print(facts)
     read = reading is not None
     title = "Memories (half-life in steps: by decay, and with what is overwritten)" if read else "Memories"
-    memory = Table(box=SIMPLE_HEAD, title=title, title_justify="left")
-    names = ["layer", "head", "energy", "rank", "saturation"]
+    memory = Table(box=SIMPLE_HEAD, title=title, title_justify="left", collapse_padding=True)
+    names = ["layer", "head", "energy", "rank", "full"]
     names += ["half-life", "in all", "written", "importance"] if read else []
     for name in names:
         memory.add_column(name, justify="right")
     for head in held.heads:
-        row = [f"{head.layer}", f"{head.head}", f"{head.energy:,.4g}"]
+        row = [f"{head.layer}", f"{head.head}", f"{head.energy:,.0f}" if head.energy >= 1000 else f"{head.energy:.3g}"]
         row += [f"{head.effective_rank:.1f}/{len(head.memory)}", f"{head.saturation:.0%}"]
         if read:
             row += [f"{head.half_life:,.0f}", f"{head.half_life_probed:,.0f}"]

@@ -74,8 +74,8 @@ def spectra(values: Mapping[str, Sequence[float]], look: Look = LIGHT) -> Figure
     Example:
         >>> from ssmn import plots
         >>> figure = plots.spectra({"layer 2, head 0": [3.0, 1.5, 0.5]})
-        >>> figure.axes[0].get_ylim()
-        (0.0, 1.05)
+        >>> figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()
+        ('number of the singular value', 'share of the largest')
     """
     if not values or not all(len(falling) for falling in values.values()):
         raise RangeError("spectra: there are no singular values to draw; wanted at least one memory's.")
@@ -145,8 +145,8 @@ def memory_distance(
 
     Example:
         >>> from ssmn import plots
-        >>> plots.memory_distance([0, 8, 16], {"layer 2": [0.0, 0.0, 0.3]}, fork=8).axes[0].get_xlim()
-        (0.0, 16.0)
+        >>> plots.memory_distance([0, 8, 16], {"layer 2": [0.0, 0.0, 0.3]}, fork=8).axes[0].get_xlabel()
+        'position (tokens)'
     """
     if not distances or not len(positions):
         raise RangeError("memory_distance: there is nothing to draw; wanted positions and at least one line.")

@@ -106,7 +106,7 @@ def attention_maps(maps: Mapping[str, Any], pieces: Sequence[str], look: Look = 
     columns = 1 if look.narrow else min(2, len(checked))
     rows = -(-len(checked) // columns)
     room = (24 if look.narrow else 40) if columns == 1 or len(pieces) <= 40 else 40
-    with figure_of(look, 1.4 + rows * (4.4 if look.narrow else 4.6 if columns == 2 else 6.4), (rows, columns)) as (
+    with figure_of(look, 1.4 + rows * (4.4 if look.narrow else 4.2 if columns == 2 else 6.4), (rows, columns)) as (
         figure,
         axes,
     ):

@@ -175,7 +175,8 @@
     if (dropped > 0.005) told.push(`${percent(dropped)} come from writes too faint to keep apart.`);
     rest.textContent = told.join(" ");
     const heading = make("h3", "", found.length ? "Its read drew on" : "Its read drew on no earlier token");
-    panel.replaceChildren(place, make("div", "token", visible(pieces(index, index + 1)) || "·"), facts, heading);
+    const token = pieces(index, index + 1);
+    panel.replaceChildren(place, make("div", "token", token.trim() ? token : token.replaceAll(" ", "·") || "·"), facts, heading);
     if (found.length) panel.append(list, strip, ends);
     if (told.length) panel.append(rest);
   }
@@ -187,11 +188,10 @@
       return;
     }
     show(index, focus);
-    if (scroll) {
-      const span = spans[index];
-      text.scrollTop = span.offsetTop - text.clientHeight / 2;
-    }
+    if (scroll) centre(index);
   }
+
+  const centre = (index) => (text.scrollTop = spans[index].offsetTop - text.clientHeight / 2);
 
   const indexOf = (target) => (target instanceof Element && target.parentElement === text ? spans.indexOf(target) : -1);
   text.addEventListener("pointerover", (event) => {
@@ -220,5 +220,6 @@
     });
   mark();
   // Open on a token whose read reached far back, so that there is something to see.
-  pin(reading.open, true);
+  show(reading.open);
+  centre(reading.open);
 })();

@@ -246,12 +246,14 @@ def _data(reading: Reading) -> dict[str, Any]:
 
 
 def _telling(reading: Reading, positions: np.ndarray, shares: np.ndarray) -> int:
-    """Number of the token whose read leans most on a shown one out of the windows' reach; the last if none does."""
+    """Number of the word whose read leans most on one out of the windows' reach; the last token's if none does."""
     reach = max((size for _, size in reading.holdings.windows.values()), default=0)
-    here = reading.first + np.arange(len(positions))
-    far = (positions >= reading.first) & (here[:, None] - positions >= reach)
+    place = positions - reading.first
+    words = np.array([any(map(str.isalnum, piece)) for piece in reading.pieces])
+    far = (place >= 0) & (np.arange(len(place))[:, None] - place >= reach)
+    far &= words[:, None] & words[np.maximum(place, 0)]
     strength = np.where(far, np.abs(shares), 0.0).max(1)
-    return int(strength.argmax()) if strength.any() else len(positions) - 1
+    return int(strength.argmax()) if strength.any() else len(place) - 1
 
 
 def _along(reading: Reading, figures: dict[str, list[dict[str, Any]]]) -> tuple[str, str, str]:
@@ -305,7 +307,11 @@ def _heads_table(heads: Sequence[Head]) -> str:
     names += ["half-life by decay", "half-life in all", "written", "mean importance"] if read else []
     rows = []
     for head in heads:
-        cells = [head.name, f"{head.energy:,.4g}", f"{head.effective_rank:.1f} of {len(head.memory)}"]
+        cells = [
+            head.name,
+            f"{head.energy:,.0f}" if head.energy >= 1000 else f"{head.energy:.3g}",
+            f"{head.effective_rank:.1f} of {len(head.memory)}",
+        ]
         cells += [f"{100 * head.saturation:.0f} %"]
         if read:
             cells += [_steps(head.half_life), _steps(head.half_life_probed)]

@@ -54,7 +54,7 @@ def part(
         >>> from ssmn.plots.report import part
         >>> config = ssmn.TextSSMNConfig(vocab_size=16, hidden_dim=12, num_layers=3, num_heads=2, window_size=9)
         >>> found = part(ssmn.TextSSMN(config), np.array([1, 2, 3, 4]), np.array([1, 2, 5, 4, 6]), places=5)
-        >>> found.positions.tolist(), (found.distances["layer 1, head 0"] > 0).tolist()
+        >>> found.positions.tolist(), (found.distances["layer 1, head 0"] > 1e-4).tolist()
         ([0, 1, 2, 3, 4], [False, False, False, True, True])
     """
     length = min(len(left), len(right))

@@ -381,7 +381,7 @@ def _maps(
 
     def keep(number: int) -> Any:
         def hook(attention: Any, given: Any) -> None:
-            windows[number] = window_weights(attention, given[0], given[1]).mean(0).numpy()
+            windows[number] = window_weights(attention, given[0], given[1]).mean(0).float().numpy()
 
         return hook
 
