@@ -23,7 +23,8 @@ from ssmn.live.command import Setup
 from ssmn.live.hub import FullError
 from ssmn.live.numbers import distance, finite, memories_of, picture
 from ssmn.live.reading import MOST_CHECKPOINTS, with_settings
-from ssmn.live.session import TRAIL, described
+from ssmn.live.session import TRAIL
+from ssmn.live.updates import described
 from ssmn.models import SSMN, TextSSMN
 from ssmn.probes import effective_rank, spectrum
 from ssmn.state import StreamState
@@ -582,6 +583,40 @@ def test_updates_are_sound_json(sessions: list[Session]) -> None:
         made = json.loads(json.dumps(described(session.latest), allow_nan=False))
         assert made["position"] == 40 and len(made["pieces"]) == 40
         assert json.loads(json.dumps(session.greeting(), allow_nan=False))["update"] == made
+
+
+def test_a_spoilt_memory_is_shown_as_such(sessions: list[Session]) -> None:
+    session = Session(text_reading())
+    sessions.append(session)
+    session.checkpoint()
+    spoilt = session._reading.state.map(lambda t: t * torch.nan if t.is_floating_point() else t)
+    session._reading._stream.state = spoilt
+    session.push("a")
+    made = json.loads(session.packed(session.latest))
+    assert made["layers"][0]["energy"] == [None] and made["layers"][0]["picture"]["peak"] is None
+    with pytest.raises(StateError, match="NaN or infinite"):
+        session.state_file()
+    session.rollback()
+    assert np.isfinite(session.latest.report.layers[0].energy[0])
+
+
+@pytest.mark.parametrize("viewers", [0, 1])
+def test_a_session_at_rest_takes_no_time(sessions: list[Session], viewers: int) -> None:
+    session = Session(text_reading("ab"), idle_seconds=0.05)
+    sessions.append(session)
+    session.looking(viewers)
+    turns, advance = [], session._advance
+
+    def counted() -> float:
+        turns.append(1)
+        return advance()
+
+    session._advance = counted  # type: ignore[method-assign]
+    session.start().wait_for(lambda update: update.status == "ended" or not viewers, 60)
+    time.sleep(0.2)
+    turns.clear()
+    time.sleep(0.3)
+    assert len(turns) < 5
 
 
 def test_nobody_looking_means_no_reading(sessions: list[Session]) -> None:

@@ -19,7 +19,8 @@ from ssmn.errors import MissingExtraError, SSMNError
 from ssmn.live.command import Setup
 from ssmn.live.numbers import Picture
 from ssmn.live.reading import Piece
-from ssmn.live.session import Session, Update, trail_point
+from ssmn.live.session import Session
+from ssmn.live.updates import Update, trail_point
 
 try:
     from textual.app import App, ComposeResult
