@@ -112,7 +112,7 @@ class Page:
 def served(tmp_path: Path) -> Iterator[Served]:
     path = tmp_path / "story.txt"
     path.write_text(STORY)
-    made = Served(Setup.of(text_model().eval(), Tokenizer.for_bytes(), str(path), speed=300.0))
+    made = Served(Setup.of(text_model().eval(), Tokenizer.for_bytes(), str(path), speed=80.0))
     yield made
     made.close()
 
@@ -126,7 +126,7 @@ def test_a_stream_is_shown_steered_forked_and_resumed(browser: Any, served: Serv
     page.view().locator(".facts").wait_for()
     page.until(lambda: page.position() > 100)
     (session,) = served.sessions
-    assert "goes on and on" in (page.view().locator(".text").text_content() or "")
+    assert "goes on and on" in (page.view().locator(".passage").text_content() or "")
     first = map_of(page)
     page.until(lambda: map_of(page) != first)
     assert page.view().locator(".chart .trace path.js-line").count() >= 5
@@ -157,7 +157,7 @@ def test_a_stream_is_shown_steered_forked_and_resumed(browser: Any, served: Serv
     page.view().locator(".push button").click()
     page.view().locator(".pause").click()
     page.until(lambda: page.position() > at + 20)
-    assert "Something else!" in (page.view().locator(".text").text_content() or "")
+    page.until(lambda: "Something else!" in (page.view().locator(".passage").text_content() or ""))
     page.view().locator(".pause").click()
     page.until(lambda: session.latest.status == "paused")
     page.view().locator(".rollback").click()

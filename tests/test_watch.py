@@ -55,7 +55,7 @@ def text_setup(tmp_path: Path, speed: float = 0.0) -> Setup:
 
 
 def said(view: View, part: str) -> str:
-    return str(view.query_one(f".{part}", Static).render())
+    return str(view._parts[part].render())
 
 
 def test_a_text_is_watched(tmp_path: Path) -> None:

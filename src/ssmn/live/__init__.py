@@ -8,6 +8,7 @@ of `ssmn watch`. The last two need extras, and are imported by name.
 from ssmn.live.feeds import Feed, Reader, Source, source_for
 from ssmn.live.hub import Hub, Limits
 from ssmn.live.reading import Reading, Report
-from ssmn.live.session import Session, Update
+from ssmn.live.session import Session
+from ssmn.live.updates import Update
 
 __all__ = ["Feed", "Hub", "Limits", "Reader", "Reading", "Report", "Session", "Source", "Update", "source_for"]

@@ -193,7 +193,8 @@ class Reading:
         layers = []
         for number, (layer, memory) in enumerate(now.items()):
             if ranks:
-                self._ranks[layer] = effective_rank(spectrum(memory)).tolist()
+                sound = bool(memory.isfinite().all())
+                self._ranks[layer] = effective_rank(spectrum(memory)).tolist() if sound else [math.nan] * len(memory)
             change = energy(memory - self._before[layer]).sqrt() / steps
             layers.append(
                 LayerReport(

@@ -31,7 +31,8 @@ from ssmn import __version__
 from ssmn.errors import MissingExtraError, RangeError, SSMNError, StateError
 from ssmn.live.guard import ENTRY, Door, Guard, cookie
 from ssmn.live.hub import FullError, Hub
-from ssmn.live.session import Session, Update
+from ssmn.live.session import Session
+from ssmn.live.updates import Update
 from ssmn.plots.interactive import plotly_js
 
 try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import logging
 import math
@@ -14,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -23,7 +21,8 @@ from torch import Tensor
 from ssmn.config import Plasticity
 from ssmn.errors import RangeError, SSMNError, StateError
 from ssmn.live.numbers import distance, finite, memories_of
-from ssmn.live.reading import Reading, Report, with_settings
+from ssmn.live.reading import Reading, with_settings
+from ssmn.live.updates import Update, described, trail_point
 
 T = TypeVar("T")
 
@@ -44,29 +43,6 @@ COMMAND_SECONDS = 30.0
 FASTEST = 1_000_000.0
 
 _log = logging.getLogger("ssmn.live")
-
-
-@dataclass(frozen=True)
-class Update:
-    """What a session publishes: how it stands, and a report."""
-
-    number: int
-    """From 1, without gaps."""
-    status: str
-    """`running`, `paused`, `waiting` (for input), `ended` (there is no more) or `failed`."""
-    message: str
-    """Why it failed, why its source broke off, or nothing."""
-    report: Report
-    plasticity: Plasticity
-    speed: float | None
-    """Steps a second at most; None = as fast as it goes."""
-    pace: float
-    """Steps a second that were read lately."""
-    checkpoints: tuple[str, ...]
-    missed: int
-    """Steps of the source that were dropped before this session came to read them."""
-    distance: float | None
-    """How far its memory is from that of the session it was forked from: √Σ(A − B)² / √ΣB²; None if from none."""
 
 
 class Session:
@@ -125,6 +101,7 @@ class Session:
         self._trail: list[list[Any]] = []
         self._stride, self._since = 1, 0
         self._viewers, self._looked = 0, time.monotonic()
+        self._dozing = False
         self._pace, self._allowance, self._size = 0.0, 0.0, LEAST
         self._rank_seconds, self._ranked = 0.0, -math.inf
         self._last = self._refilled = self._fed = time.monotonic()
@@ -350,9 +327,8 @@ class Session:
 
     def _advance(self) -> float:
         """Reads one piece, and publishes if it is time; seconds to wait before the next."""
-        if self._paused or self._failed:
-            return math.inf
-        if self._idle_seconds is not None and self.unseen_seconds > self._idle_seconds:
+        self._dozing = self._idle_seconds is not None and self.unseen_seconds > self._idle_seconds
+        if self._paused or self._failed or self._dozing:
             return math.inf
         start, spent = time.perf_counter(), time.thread_time()
         most = self._permitted()
@@ -406,8 +382,7 @@ class Session:
 
     def _sleep(self, seconds: float) -> None:
         def is_wanted() -> bool:
-            woken = self._idle_seconds is not None and self._viewers > 0 and seconds == math.inf
-            return not self._commands.empty() or self._closed or (woken and not self._paused and not self._failed)
+            return not self._commands.empty() or self._closed or (self._dozing and self._viewers > 0)
 
         with self._changed:
             # An endless wait looks around now and then, for what is not announced.
@@ -474,81 +449,6 @@ class Session:
     def _tell(self) -> None:
         for listener in tuple(self._listeners):
             listener()
-
-
-def trail_point(update: Update) -> list[Any]:
-    """An update's place on the lines: [position, surprise, distance, per layer [energy, update, rank, write rate]].
-
-    Of several heads: energies and squared changes are summed, ranks and rates averaged.
-    """
-    report = update.report
-    layers = [
-        [
-            sum(layer.energy),
-            math.sqrt(sum(change**2 for change in layer.update)),
-            sum(layer.rank) / len(layer.rank),
-            sum(layer.write_rate) / len(layer.write_rate),
-        ]
-        for layer in report.layers
-    ]
-    return [report.position, report.surprise, update.distance, layers]
-
-
-def described(update: Update) -> dict[str, Any]:
-    """An update as plain values for JSON; pictures as base64 of int8, numbers that are not finite as None."""
-    report = update.report
-    layers = []
-    for layer in report.layers:
-        cells = layer.picture.cells
-        layers.append(
-            {
-                "layer": layer.layer,
-                **{name: [_short(value) for value in getattr(layer, name)] for name in _PER_HEAD},
-                "picture": {
-                    "heads": cells.shape[0],
-                    "height": cells.shape[1],
-                    "width": cells.shape[2],
-                    "rows": layer.picture.rows,
-                    "columns": layer.picture.columns,
-                    "peak": _short(layer.picture.peak),
-                    "cells": base64.b64encode(cells.tobytes()).decode(),
-                },
-            }
-        )
-    pieces = [
-        [piece.text, round(piece.importance, 3), _short(piece.surprise)]
-        if not piece.values
-        else [list(map(_short, piece.values)), list(map(_short, piece.expected)), round(piece.importance, 3)]
-        for piece in report.pieces
-    ]
-    return finite(
-        {
-            "number": update.number,
-            "status": update.status,
-            "message": update.message,
-            "position": report.position,
-            "steps": report.steps,
-            "surprise": _short(report.surprise),
-            "pieces": pieces,
-            "left_out": report.left_out,
-            "layers": layers,
-            "plasticity": {name: value for name, value in asdict(update.plasticity).items() if name in _SHOWN},
-            "speed": update.speed,
-            "pace": round(update.pace, 1),
-            "checkpoints": list(update.checkpoints),
-            "missed": update.missed,
-            "distance": None if update.distance is None else _short(update.distance),
-            "point": trail_point(update),
-        }
-    )
-
-
-_PER_HEAD = ("energy", "update", "rank", "write_rate", "importance")
-_SHOWN = ("eta_scale", "decay_scale", "plasticity_eta", "decay_lambda", "write_threshold", "frozen")
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.5g}")
 
 
 def _checked_speed(speed: Any) -> float | None:

@@ -19,7 +19,8 @@ from ssmn.errors import MissingExtraError, SSMNError
 from ssmn.live.command import Setup
 from ssmn.live.numbers import Picture
 from ssmn.live.reading import Piece
-from ssmn.live.session import Session, Update, trail_point
+from ssmn.live.session import Session
+from ssmn.live.updates import Update, trail_point
 
 try:
     from textual.app import App, ComposeResult
@@ -146,15 +147,15 @@ class View(Vertical):
         self._looked: tuple[Any, ...] = ()
         self._pieces: deque[Piece] = deque(maxlen=KEPT_PIECES)
         self._trail: deque[list[Any]] = deque(maxlen=400)
+        self._parts = {name: Static(classes=name) for name in ("head", "lines", "settings", "text")}
         self._heats = [Heat(f"layer {layer}") for layer in setup.about["layers"]]
 
     def compose(self) -> ComposeResult:
         """The parts, from top to bottom."""
-        yield Static(classes="head")
+        head, *others = self._parts.values()
+        yield head
         yield from self._heats
-        yield Static(classes="lines")
-        yield Static(classes="settings")
-        yield Static(classes="text")
+        yield from others
 
     def draw(self, dark: bool) -> None:
         """Shows what is new."""
@@ -174,10 +175,10 @@ class View(Vertical):
                 heat.show(layer.picture, dark)
         self._drawn += 1
         width = max(8, self.size.width - 30)
-        self.query_one(".head", Static).update(self._head(update))
-        self.query_one(".lines", Static).update(self._lines(update, width))
-        self.query_one(".settings", Static).update(self._settings(update))
-        text = self.query_one(".text", Static)
+        self._parts["head"].update(self._head(update))
+        self._parts["lines"].update(self._lines(update, width))
+        self._parts["settings"].update(self._settings(update))
+        text = self._parts["text"]
         text.update(self._text(max(1, text.size.width * text.size.height), dark))
 
     def _head(self, update: Update) -> Text:
@@ -410,7 +411,7 @@ class WatchApp(App[None]):
 
     def _draw(self) -> None:
         for view in self._views:
-            if view.is_mounted:
+            if view.children:  # not yet at the start, and no more at the end
                 view.draw(self._is_dark)
 
 

@@ -69,12 +69,12 @@ class View {
     this.maps = new Maps(part("maps"));
     this.lines = new Lines(part("chart"), about.kind === "text" ? "bits per byte" : "error, in deviations");
     if (about.kind === "text") {
-      this.text = new Text(part("text"));
+      this.text = new Text(part("passage"));
       part("legend").innerHTML = "importance <i class='i1'></i><i class='i3'></i><i class='i5'></i><i class='surprising'></i> surprising";
       part("legend").title = "How strongly each token is written, from not at all to full strength; underlined: 8 bits of surprise or more";
     } else {
       this.rows = new Rows(part("rows"), about.columns);
-      part("text").hidden = true;
+      part("passage").hidden = true;
       part("rows").hidden = false;
       part("push").hidden = true;
       part("legend").textContent = "dotted: what was expected";
