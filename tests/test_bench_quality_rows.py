@@ -48,12 +48,16 @@ def test_updates(tmp_path: Path) -> None:
     part = updates.PART
     assert work(part, Options(tmp_path, quick=True))
     runs = finished(part, tmp_path)
-    for kind in updates.KINDS:
+    for kind in (*updates.KINDS, *updates.MODELS):
         found = runs[kind]["results"]
         assert found["growth_mb"] < 8 and found["median_us"] > 0
     assert runs["regressor-rls"]["results"]["error_median"] < 0.2
+    for rule in ("rls", "delta"):
+        engine, torch_run = (runs[f"model-{rule}-{backend}"]["results"] for backend in ("engine", "torch"))
+        assert (engine["backend"], torch_run["backend"]) == ("engine", "torch")
+        assert engine["error_median"] == pytest.approx(torch_run["error_median"], rel=1e-4)
     costs, many = part.tables(runs)
-    assert len(costs.rows) == 4 and many.rows[0][0] == "50"
+    assert len(costs.rows) == 8 and many.rows[0][0] == "50"
 
 
 def test_each_of_many_series_is_as_it_would_be_alone() -> None:

@@ -7,13 +7,17 @@ from collections.abc import Generator, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ssmn.bench.quality.frame import Options, Part, Result, Run, Workplace
 from ssmn.bench.report import Table
+from ssmn.config import SSMNConfig
 from ssmn.engine import Engine
 from ssmn.interfaces.features import random_stack
+from ssmn.models import SSMN
 from ssmn.probes import resident_bytes
+from ssmn.stream import Stream
 
 WIDTH = 64
 FEATURES = 8
@@ -25,12 +29,20 @@ KINDS = {
     "classifier-rls": 50_000,
     "forecaster-rls": 50_000,
 }
-"""Rows that each reads."""
+"""Rows that each estimator reads."""
+
+MODELS = {
+    "model-rls-engine": 50_000,
+    "model-delta-engine": 50_000,
+    "model-rls-torch": 1_000,
+    "model-delta-torch": 1_000,
+}
+"""Rows that each model reads whose own read-out learns, one call a row."""
 
 
 def runs(options: Options) -> Generator[Run, Result | None, None]:
-    """Each estimator, and many series at once."""
-    for kind, rows in KINDS.items():
+    """Each estimator, each model, and many series at once."""
+    for kind, rows in {**KINDS, **MODELS}.items():
         yield Run(kind, {"kind": kind, "rows": 1000 if options.quick else rows, "width": WIDTH})
     series = 50 if options.quick else 10_000
     yield Run("many-series", {"kind": "many-series", "series": series, "rounds": 3 if options.quick else 40})
@@ -44,36 +56,83 @@ def measure(run: Run, place: Workplace) -> Result | None:
     return _one_by_one(settings["kind"], settings["rows"], place)
 
 
+class _Estimator:
+    """A river estimator: a row is predicted, then learned."""
+
+    def __init__(self, name: str, rule: str) -> None:
+        from ssmn.interfaces import river
+
+        kinds = {
+            "regressor": river.SSMNRegressor, "classifier": river.SSMNClassifier, "forecaster": river.SSMNForecaster,
+        }  # fmt: skip
+        self.name = name
+        self.model: Any = kinds[name](hidden_dim=WIDTH, rule=rule, forget=0.999)
+
+    @property
+    def backend(self) -> str:
+        return (self.model._online.stream if self.name == "forecaster" else self.model._stream).backend
+
+    def rows(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> list[Any]:
+        names = [f"feature {number}" for number in range(FEATURES)]
+        return [dict(zip(names, row, strict=True)) for row in x.tolist()]
+
+    def learn(self, row: Any, target: float) -> float:
+        model = self.model
+        if self.name == "forecaster":
+            error = (model.forecast(1)[0] - target) ** 2
+            model.learn_one(target)
+        elif self.name == "classifier":
+            error = model.predict_one(row) != (target > 0)
+            model.learn_one(row, target > 0)
+        else:
+            error = (model.predict_one(row) - target) ** 2
+            model.learn_one(row, target)
+        return error
+
+
+class _Model:
+    """A model with a front and a plastic read-out: a row teaches what the one before should have said of it.
+
+    Its columns are the features and, of the row before, the value that they give.
+    """
+
+    def __init__(self, rule: Any, backend: Any) -> None:
+        config = SSMNConfig(
+            input_dim=FEATURES + 1, output_dim=1, targets=(FEATURES,), hidden_dim=WIDTH, num_layers=2, num_heads=4,
+            window_size=16, plastic_ratio=0.5, missing="mask", normalise="running", norm_rate=0.001, readout=rule,
+            readout_features="both", readout_forget=0.001,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        self.stream = Stream(SSMN(config).eval(), backend=backend)
+        self.last = 0.0
+
+    @property
+    def backend(self) -> str:
+        return self.stream.backend
+
+    def rows(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> list[Any]:
+        before, self.last = np.concatenate([[self.last], y[:-1]]), float(y[-1])
+        return list(torch.from_numpy(np.concatenate([x, before[:, None]], 1).astype(np.float32)).split(1))
+
+    def learn(self, row: Any, target: float) -> float:
+        return (float(self.stream.step(row, target=row[:, FEATURES:])) - target) ** 2
+
+
 def _one_by_one(kind: str, rows: int, place: Workplace) -> Result | None:
     """A linear system that switches every 10,000 rows, with noise of deviation 0.1, predicted and then learned."""
-    from ssmn.interfaces import river
-
-    random, name, rule = np.random.default_rng(0), *kind.split("-")
-    model: Any = {
-        "regressor": river.SSMNRegressor, "classifier": river.SSMNClassifier, "forecaster": river.SSMNForecaster
-    }[name](hidden_dim=WIDTH, rule=rule, forget=0.999)  # fmt: skip
-    names = [f"feature {number}" for number in range(FEATURES)]
+    random, (name, *settings) = np.random.default_rng(0), kind.split("-")
+    model = _Model(*settings) if name == "model" else _Estimator(name, *settings)
     wall, cpu, errors, resident = [], [], [], []
     for begin in range(0, rows, PIECE):
         if begin % 10_000 == 0:
             system = random.normal(size=FEATURES) / np.sqrt(FEATURES)
         x = random.normal(size=(PIECE, FEATURES))
         y = x @ system + 0.1 * random.normal(size=PIECE)
-        data = [
-            (dict(zip(names, row, strict=True)), target) for row, target in zip(x.tolist(), y.tolist(), strict=True)
-        ]
+        data = list(zip(model.rows(x, y), y.tolist(), strict=True))
         squares = 0.0
         clock, used = time.perf_counter(), time.process_time()
         for row, target in data:
-            if name == "forecaster":
-                squares += (model.forecast(1)[0] - target) ** 2
-                model.learn_one(target)
-            elif name == "classifier":
-                squares += model.predict_one(row) != (target > 0)
-                model.learn_one(row, target > 0)
-            else:
-                squares += (model.predict_one(row) - target) ** 2
-                model.learn_one(row, target)
+            squares += model.learn(row, target)
         wall.append((time.perf_counter() - clock) / PIECE * 1e6)
         cpu.append((time.process_time() - used) / PIECE * 1e6)
         errors.append(squares / PIECE)
@@ -82,7 +141,7 @@ def _one_by_one(kind: str, rows: int, place: Workplace) -> Result | None:
             return None
     settled = max(1, len(resident) // 10)
     return {
-        "backend": model._stream.backend if name != "forecaster" else model._online.stream.backend,
+        "backend": model.backend,
         "median_us": float(np.median(wall)),
         "median_cpu_us": float(np.median(cpu)),
         "best_us": float(np.min(wall)),
@@ -167,7 +226,7 @@ def tables(finished: Mapping[str, Result]) -> list[Table]:
             ])  # fmt: skip
     made = [
         Table(
-            f"learn_one and predict_one together, width {WIDTH}",
+            f"learn_one and predict_one together, or one step of a model with its own read-out, width {WIDTH}",
             [
                 "estimator", "rows", "µs, median", "CPU µs, median", "µs, best", "error", "resident MB",
                 "growth after a tenth, MB", "on",
