@@ -643,14 +643,14 @@ def test_the_part_runs_from_end_to_end(tmp_path: Path) -> None:
     work(part.PART, options, only=["load-*", "energy-0", "synaptic-0", "retrieval-0", "pooling-Hopfield-*"])
     runs = finished(part.PART, tmp_path)
     tables = {table.title.split(" ")[0]: table for table in part.PART.tables(runs)}
-    assert list(tables) == ["Recall", "Energy", "The", "Retrieval", "Is"]
+    assert list(tables) == ["Recall", "Energy", "The", "Retrieval", "Hopfield"]
     assert {row[0] for row in tables["Recall"].rows} == {"Hebbian", "Storkey", "pseudo-inverse"}
     assert {row[1] for row in tables["Energy"].rows} == {"10 of 10"}
     assert float(tables["The"].rows[0][1]) < 1e-12
     assert float(tables["The"].rows[0][-1]) < 1e-3 < float(tables["The"].rows[-1][2])
     assert len(tables["Retrieval"].rows) == 2 * len(part.BETAS)
     assert runs["retrieval-0"]["results"]["difference_from_attention"]["float32"] < 1e-6
-    assert [row[0] for row in tables["Is"].rows] == ["Hopfield pooling"] * 2
+    assert [row[0] for row in tables["Hopfield"].rows] == ["0.003", "0.01"]
     assert part.PART.drawing(runs, Look()) is not None
     assert part.PART.drawing({}, Look()) is None
     assert part.PART.tables({}) == []

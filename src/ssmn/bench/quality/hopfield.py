@@ -7,11 +7,11 @@ learning puts the breakdown at 0.138 patterns per unit (Amit, Gutfreund and Somp
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from ssmn import ops
@@ -67,25 +67,8 @@ LOW_LOSS = 0.05
 RATES = (3e-3, 1e-2)
 
 
-class _MaxPooling(nn.Module):
-    """A feed-forward network on every member, and the largest of each of its features."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.member, self.bag = nn.Linear(FEATURES, 96), nn.Linear(96, 1)
-
-    def forward(self, members: Tensor) -> Tensor:
-        return self.bag(torch.relu(self.member(members)).amax(1))
-
-
-POOLS: dict[str, Callable[[], nn.Module]] = {
-    "Hopfield pooling": lambda: HopfieldPooling(FEATURES, 32, 1),
-    "max pooling": _MaxPooling,
-}
-
-
 def runs(options: Options) -> Generator[Run, Result | None, None]:
-    """Energies, once; per seed the load of each rule and retrieval; then pooling, with each one's better rate."""
+    """Energies, once; per seed the load of each rule and retrieval; then pooling, with the better rate."""
     quick = options.quick
     yield Run("energy-0", {
         "what": "energy", "seed": 0, "units": 20 if quick else 100, "runs": 10 if quick else 1000,
@@ -105,23 +88,21 @@ def runs(options: Options) -> Generator[Run, Result | None, None]:
         yield Run(f"retrieval-{seed}", {
             "what": "retrieval", "seed": seed, "patterns": 100 if quick else 10_000, "features": 64, "betas": BETAS,
         })  # fmt: skip
-    for name in POOLS:
-        found = {}
-        for rate in RATES:
-            found[rate] = yield _pooling(name, rate, 0, quick)
-        if any(result is None for result in found.values()):
-            continue
+    found = {}
+    for rate in RATES:
+        found[rate] = yield _pooling(rate, 0, quick)
+    if all(result is not None for result in found.values()):
         best = max(found, key=lambda rate: found[rate]["accuracy"])
         for seed in range(1, options.seeds):
-            yield _pooling(name, best, seed, quick)
+            yield _pooling(best, seed, quick)
 
 
-def _pooling(name: str, rate: float, seed: int, quick: bool) -> Run:
+def _pooling(rate: float, seed: int, quick: bool) -> Run:
     settings = {
-        "what": "pooling", "pool": name, "rate": rate, "seed": seed, "members": 20 if quick else 500,
+        "what": "pooling", "pool": "Hopfield pooling", "rate": rate, "seed": seed, "members": 20 if quick else 500,
         "steps": 2 if quick else 800, "bags": 32, "until": LOW_LOSS, "tested": 20 if quick else 1000,
     }  # fmt: skip
-    return Run(f"pooling-{name.replace(' ', '-')}-{rate:g}-{seed}", settings)
+    return Run(f"pooling-Hopfield-pooling-{rate:g}-{seed}", settings)
 
 
 def measure(run: Run, place: Workplace) -> Result | None:
@@ -274,7 +255,7 @@ def _pool(settings: Mapping[str, Any], place: Workplace) -> Result | None:
     torch.manual_seed(settings["seed"])
     generator = torch.Generator().manual_seed(1000 + settings["seed"])
     signal = torch.randn(FEATURES, generator=generator)
-    model = POOLS[settings["pool"]]()
+    model = HopfieldPooling(FEATURES, 32, 1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings["rate"], betas=(0.9, 0.98))
     running, steps = 1.0, 0
     while steps < settings["steps"] and running >= settings["until"]:
@@ -394,20 +375,15 @@ def _retrieval_table(finished: Mapping[str, Result]) -> tuple[Any, ...] | None:
 
 
 def _pool_table(finished: Mapping[str, Result]) -> tuple[Any, ...] | None:
-    rows = []
-    for name in POOLS:
-        chosen = [run for run in _of(finished, "pooling") if run["settings"]["pool"] == name]
-        for rate in sorted({run["settings"]["rate"] for run in chosen}):
-            at = [run["results"] for run in chosen if run["settings"]["rate"] == rate]
-            steps = " ".join(str(here["steps"]) for here in at)
-            rows.append([
-                name, f"{rate:g}", f"{at[0]['parameters']:,}", steps, _seeds([here["accuracy"] for here in at])
-            ])  # fmt: skip
+    chosen, rows = _of(finished, "pooling"), []
+    for rate in sorted({run["settings"]["rate"] for run in chosen}):
+        at = [run["results"] for run in chosen if run["settings"]["rate"] == rate]
+        steps = " ".join(str(here["steps"]) for here in at)
+        rows.append([f"{rate:g}", f"{at[0]['parameters']:,}", steps, _seeds([here["accuracy"] for here in at])])
     if not rows:
         return None
-    members = _of(finished, "pooling")[0]["settings"]["members"]
-    title = f"Is one of {members} members the signal?"
-    return title, ["pool", "rate", "parameters", "steps", "right answers"], rows, "all seeds; chance is 0.5", 1
+    title = f"Hopfield pooling: is one of {chosen[0]['settings']['members']} members the signal?"
+    return title, ["rate", "parameters", "steps", "right answers"], rows, "all seeds; chance is 0.5", 1
 
 
 def drawing(finished: Mapping[str, Result], look: Look) -> Figure | None:
