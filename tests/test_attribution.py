@@ -19,7 +19,7 @@ from ssmn.errors import ConfigError, RangeError, ShapeError
 from ssmn.layers.memory import SynapticMemory
 from ssmn.models import SSMN, TextSSMN
 from ssmn.probes import MemoryCall, Trace, Tracer, attribution_matrix, trace, watch_memories
-from ssmn.probes.attribution import PieceMap, signed_length
+from ssmn.probes.attribution import PieceMap
 from ssmn.state import PlasticState
 
 RULES = ("hebbian", "delta", "erase")
@@ -234,11 +234,13 @@ def test_a_full_budget_drops_what_can_say_least_and_leaves_the_rest_exact() -> N
     at, weights = cut.positions, cut.weights
     exact = torch.zeros(900, 2, 901).scatter_(2, whole.positions % 901, whole.weights)
     torch.testing.assert_close(weights, torch.where(at >= 0, exact.gather(2, at % 901), 0.0), atol=2e-5, rtol=1e-4)
-    # What was dropped at the end is weaker than what was kept.
-    (writes,) = small._kept[:1]
-    bound = signed_length(writes.keys[:, : writes.count].norm(dim=-1) * writes.lengths[:, : writes.count])
-    rest = writes.rest.square().sum().sqrt()
-    assert float(rest) > 0 and float(bound.min()) > 0
+    # What is kept, what was dropped and what was there before are the whole memory.
+    for writes, layer in zip(small._kept, small.layers, strict=True):
+        kept_part = writes.keys[:, : writes.count].mT @ writes.values[:, : writes.count]
+        parts = kept_part.double() + writes.rest + writes.before
+        memory = small.state.layers[layer].memory[0]  # type: ignore[union-attr]
+        torch.testing.assert_close(parts.float(), memory, atol=1e-4, rtol=1e-4)
+        assert float(writes.rest.abs().max()) > 0
 
 
 def test_a_fork_goes_its_own_way() -> None:
