@@ -57,7 +57,7 @@ def test_zero_has_the_colour_of_the_paper_and_the_scale_is_symmetric() -> None:
         (image,) = plots.memory_maps({"one": np.array([[0.0, 3.0], [-1.0, 0.5]])}, look).axes[0].get_images()
         low, high = image.get_clim()
         assert low == -high
-        assert image.cmap(image.norm(0.0))[:3] == pytest.approx(
+        assert image.cmap(image.norm(np.array(0.0)))[:3] == pytest.approx(
             tuple(int(look.paper[n : n + 2], 16) / 255 for n in (1, 3, 5)), abs=0.01
         )
         lightness = [sum(image.cmap(image.norm(value))[:3]) for value in np.linspace(low, high, 9)]
@@ -75,7 +75,7 @@ def test_one_large_entry_does_not_pale_the_rest() -> None:
 
 
 def test_the_text_is_the_axis() -> None:
-    figure = plots.along_text(PIECES, {"surprise (bits)": range(7), "importance (0 to 1)": np.full(7, 0.2)}, first=40)
+    figure = plots.along_text(PIECES, {"surprise (bits)": range(7), "importance (0 to 1)": [0.2] * 7}, first=40)
     surprise, importance = figure.axes
     # What the font lacks is a box, a token without a character ∅; $ starts no formula.
     assert [label.get_text() for label in importance.get_xticklabels()] == ["The", "·mem", "ory", "↵", "$5", "·▯", "∅"]
@@ -98,10 +98,10 @@ def test_a_map_with_negative_weights_is_signed_and_one_without_rises() -> None:
 
 def test_distance_and_forgetting_mark_what_matters() -> None:
     panel = plots.memory_distance([0, 5, 9], {"layer 2": [0, 0, 0.4]}, 5).axes[0]
-    assert [line.get_xdata()[0] for line in panel.lines if line.get_linestyle() == "--"] == [5]
+    assert [np.asarray(line.get_xdata())[0] for line in panel.lines if line.get_linestyle() == "--"] == [5]
     assert panel.get_ylim() == (0.0, pytest.approx(0.48))
     half = plots.forgetting_curves({"a": (STEPS, LEFT)}).axes[0].lines[-1]
-    assert half.get_ydata()[0] == 0.5
+    assert np.asarray(half.get_ydata())[0] == 0.5
 
 
 @pytest.mark.parametrize(

@@ -267,7 +267,7 @@ def _along(reading: Reading, figures: dict[str, list[dict[str, Any]]]) -> tuple[
 
 
 def _memory(held: Holdings, figures: dict[str, list[dict[str, Any]]]) -> tuple[str, str, str]:
-    heads = held.heads
+    heads = list(held.heads)
     windows = "".join(
         f"<tr><td>layer {layer}<td>{size:,}<td>{100 * fill:.0f} %</tr>" for layer, (fill, size) in held.windows.items()
     )
@@ -351,10 +351,11 @@ def _nearest(reading: Reading, most: int = 12) -> dict[int, np.ndarray]:
 
 
 def _forgetting(reading: Reading, figures: dict[str, list[dict[str, Any]]]) -> tuple[str, str, str]:
-    names = list(reading.forgetting)
-    figures["forgetting"] = [
-        {"name": name, "drawing": interactive.forgetting_curves(curves)} for name, curves in reading.forgetting.items()
-    ]
+    names, drawings = list(reading.forgetting), []
+    for name, curves in reading.forgetting.items():
+        values = {setting: (steps.tolist(), left.tolist()) for setting, (steps, left) in curves.items()}
+        drawings.append({"name": name, "drawing": interactive.forgetting_curves(values)})
+    figures["forgetting"] = drawings
     inside = f"""<p class="about">What is left of an arbitrary content of the memory after so many more steps of the
 shown text, decay and erasure together: as it was read, and as it would be under other settings of η (how firmly to
 write) and λ (how fast to forget).</p>

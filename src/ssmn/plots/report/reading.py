@@ -309,8 +309,9 @@ def _cut(pieces: Iterable[np.ndarray], limit: int | None) -> Iterator[np.ndarray
 
 
 def _last(trace: Trace, extra: int) -> Trace:
+    """The trace without its first steps."""
     parts = {field.name: getattr(trace, field.name) for field in dataclasses.fields(trace)}
-    return Trace(**{name: value[extra:] if isinstance(value, Tensor) else value for name, value in parts.items()})
+    return dataclasses.replace(trace, **{name: x[extra:] for name, x in parts.items() if isinstance(x, Tensor)})
 
 
 def _calls(
