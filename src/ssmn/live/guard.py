@@ -64,10 +64,11 @@ class Door:
 
     Example:
         >>> from ssmn.live.guard import Door
-        >>> Door("0.0.0.0", None)
+        >>> Door("::", None)
         Traceback (most recent call last):
             ...
-        ssmn.errors.RangeError: dashboard: host 0.0.0.0 can be reached from other machines; wanted a key (--key), or ...
+        ssmn.errors.RangeError: dashboard: host :: can be reached from other machines; wanted a key (--key), or
+        127.0.0.1.
         >>> Door("127.0.0.1", None).allows_host("evil.example")
         False
     """
