@@ -392,7 +392,7 @@ def drawing(finished: Mapping[str, Result], look: Look) -> Figure | None:
 
     panels: dict[str, dict[str, dict[float, list[float]]]] = {}
     for noise in (NOISES[0], NOISES[-1]):
-        title = f"Overlap with the pattern after convergence, {noise:.0%} of the bits turned"
+        title = f"Started with {noise:.0%} of the bits turned"
         for rule in RULES:
             for run in _of(finished, "load"):
                 if run["settings"]["rule"] == rule:
@@ -401,7 +401,9 @@ def drawing(finished: Mapping[str, Result], look: Look) -> Figure | None:
                         line.setdefault(float(load), []).append(here[str(noise)]["overlap"])
     if not panels:
         return None
-    return plots.spread_lines(panels, look, f"patterns / units (theory: Hebbian {THEORY})", "overlap", x_log=False)
+    return plots.spread_lines(
+        panels, look, f"patterns / units (theory: Hebbian {THEORY})", "overlap at rest", x_log=False
+    )
 
 
 PART = Part(
