@@ -101,10 +101,9 @@ def test_no_weight_makes_it_unstable(shift: float) -> None:
     """|a| < 1 over any time, and γ is a number, whatever training does; gradients stay finite."""
     recurrence = LinearRecurrentUnit(4, 9, liquid=True).recurrence.double()
     with torch.no_grad():
-        recurrence.log_rate += shift
-        recurrence.log_phase += shift
         assert recurrence.liquid is not None
-        recurrence.liquid.bias += shift
+        for weight in (recurrence.log_rate, recurrence.log_phase, recurrence.liquid.bias):
+            weight.add_(shift)
     x = (20 * normal(2, 6, 4)).requires_grad_()
     a, gain = recurrence.dynamics(x, torch.full((2, 6), 0.01, dtype=torch.float64))
     assert (as_complex(a).abs() < 1).all()
