@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +12,14 @@ import torch
 from torch import Tensor
 
 from ssmn import ops
+from ssmn.bench.quality import attribution
+from ssmn.bench.quality.frame import Options, finished, work
 from ssmn.config import Plasticity, SSMNConfig, TextSSMNConfig
 from ssmn.errors import ConfigError, RangeError, ShapeError
 from ssmn.layers.memory import SynapticMemory
 from ssmn.models import SSMN, TextSSMN
 from ssmn.probes import MemoryCall, Trace, Tracer, attribution_matrix, trace, watch_memories
-from ssmn.probes.attribution import PieceMap, signed_length
+from ssmn.probes.attribution import PieceMap
 from ssmn.state import PlasticState
 
 RULES = ("hebbian", "delta", "erase")
@@ -153,7 +156,7 @@ def test_an_overwritten_value_is_gone() -> None:
     torch.testing.assert_close(updates[:, 1], (values[0, 1] - values[0, 0]).double())
 
 
-def traced_model(rule: str = "delta", **settings: Any) -> TextSSMN:
+def traced_model(rule: Any = "delta", **settings: Any) -> TextSSMN:
     config = TextSSMNConfig(
         vocab_size=30, hidden_dim=24, num_layers=4, num_heads=2, window_size=5, memory_heads=3, update_rule=rule,
         layer_types=("static", "plastic", "plastic", "static"), **settings,
@@ -231,11 +234,13 @@ def test_a_full_budget_drops_what_can_say_least_and_leaves_the_rest_exact() -> N
     at, weights = cut.positions, cut.weights
     exact = torch.zeros(900, 2, 901).scatter_(2, whole.positions % 901, whole.weights)
     torch.testing.assert_close(weights, torch.where(at >= 0, exact.gather(2, at % 901), 0.0), atol=2e-5, rtol=1e-4)
-    # What was dropped at the end is weaker than what was kept.
-    (writes,) = small._kept[:1]
-    bound = signed_length(writes.keys[:, : writes.count].norm(dim=-1) * writes.lengths[:, : writes.count])
-    rest = writes.rest.square().sum().sqrt()
-    assert float(rest) > 0 and float(bound.min()) > 0
+    # What is kept, what was dropped and what was there before are the whole memory.
+    for writes, layer in zip(small._kept, small.layers, strict=True):
+        kept_part = writes.keys[:, : writes.count].mT @ writes.values[:, : writes.count]
+        parts = kept_part.double() + writes.rest + writes.before
+        memory = small.state.layers[layer].memory[0]  # type: ignore[union-attr]
+        torch.testing.assert_close(parts.float(), memory, atol=1e-4, rtol=1e-4)
+        assert float(writes.rest.abs().max()) > 0
 
 
 def test_a_fork_goes_its_own_way() -> None:
@@ -285,3 +290,23 @@ def test_refusals_say_what_to_do() -> None:
     window = TextSSMN(TextSSMNConfig(vocab_size=9, hidden_dim=8, num_layers=1, num_heads=2, layer_types=("static",)))
     with pytest.raises(ConfigError, match="none has a synaptic memory"):
         trace(window, tokens[:1])
+
+
+def test_the_part_of_the_quality_benchmark(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from ssmn.plots import Look
+
+    options = Options(tmp_path, seeds=1, quick=True)
+    work(attribution.PART, options)
+    runs = finished(attribution.PART, tmp_path)
+    passkeys, lives, sums, planted, cost = attribution.PART.tables(runs)
+    assert passkeys.rows[0][:4] == ["0", "noise", "40", "6"]
+    (found,) = runs["passkey-0"]["results"]["found"].values()
+    assert 0 <= found["first"] <= found["third"] <= found["trials"] == 6
+    for _, theory, applied, read_only, hebbian, overwritten in lives.rows:
+        assert float(applied) == pytest.approx(float(theory), rel=1e-3)
+        assert float(read_only) == pytest.approx(float(theory), rel=1e-3)
+        assert float(hebbian) == pytest.approx(float(theory), rel=1e-3) and float(overwritten) < float(theory)
+    assert all(float(error) <= 1e-5 for _, error in sums.rows)
+    assert len(planted.rows) == 10 and len(cost.rows) == 1
+    assert attribution.PART.drawing(runs, Look()) is not None

@@ -251,6 +251,16 @@ def test_time_series_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert (tmp_path / "next.csv").exists() and (tmp_path / "forecast.png").exists()
 
 
+def test_probes_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    with torch.enable_grad():
+        for number, program in enumerate(blocks(ROOT / "docs" / "probes.md", "python"), start=1):
+            exec(compile(program, f"docs/probes.md, block {number}", "exec"), names)
+    assert names["told"].positions.shape == (500, 1, 3)
+    assert len((tmp_path / "engine.jsonl").read_text().splitlines()) == 2
+
+
 USAGE = {
     "adapt": ("range(6)", "range(1)"),
     "batch": None,

@@ -92,6 +92,14 @@ def watch_sensors(output: str) -> None:
     assert len(set(re.findall(r"([\d,]+) bytes of state", output))) == 1
 
 
+def who_wrote_this(output: str) -> None:
+    assert '"bicycle" after "boris"' in output.splitlines()[1]
+    (difference,) = row(output, "sum of all contributions - read:")
+    assert difference <= 1e-5
+    old, new = (re.findall(rf'"{word}": written (\S+), left (\S+)', output)[0] for word in ("lamp", "bicycle"))
+    assert float(old[0].rstrip(",")) > 0.9 and abs(float(old[1])) < 0.1 < 0.5 < float(new[1])
+
+
 CASES: dict[Callable[[str], None], dict[str, Any]] = {
     balance_from_positions: {"steps": 20_000},
     engine: {"steps": 70},
@@ -104,6 +112,7 @@ CASES: dict[Callable[[str], None], dict[str, Any]] = {
     train_on_a_stream: {"steps": 60},
     tune_the_memory: {},
     watch_sensors: {},
+    who_wrote_this: {"between": 60},
 }
 """What to look for in the output of the example of the same name, and the settings that make it quick."""
 

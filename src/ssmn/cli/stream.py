@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
@@ -54,6 +55,11 @@ def command(
     decay_scale: options.DecayScale = 1.0,
     write_threshold: options.WriteThreshold = None,
     output_memory: options.OutputMemory = False,
+    probes: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Record what the layers hold: .jsonl, .csv, or a folder for TensorBoard."),
+    ] = None,
+    probe_every: Annotated[int, typer.Option(min=1, help="Steps from one record to the next.")] = 16384,
     threads: options.Threads = None,
 ) -> None:
     """Read standard input as one endless stream; write surprise (text) or predictions (rows).
@@ -68,6 +74,7 @@ def command(
         ssmn stream < notes.txt
         tail -f app.log | ssmn stream --state log.safetensors
         ssmn stream --model runs/sensor --columns load,temperature < sensor.csv
+        ssmn stream --probes probes.csv --probe-every 4096 < notes.txt
     """
     options.use_threads(threads)
     settings = options.plasticity(preset, frozen, eta, eta_scale, decay, decay_scale, write_threshold)
@@ -80,6 +87,12 @@ def command(
     if loaded.config.kind != "text" and per != "line":
         raise RangeError("stream: --per is for text, but the model reads rows of numbers; leave it out.")
     stream = options.open_stream(loaded, state)
+    recorder = None
+    if probes is not None:
+        from ssmn.probes import RecordedStream, Recorder
+
+        recorder = Recorder(probes, every=probe_every, append=state is not None)
+        stream = RecordedStream(loaded, stream.state, recorder=recorder)
 
     from ssmn.streaming import RowReader, byte_surprise, line_surprise, output_names, row_predictions
 
@@ -106,6 +119,8 @@ def command(
         # What has been answered has been learned, also when the input turned bad or the reader left.
         if state is not None:
             stream.save(state)
+        if recorder is not None:
+            recorder.close()
         if rows is not None and rows.bad:
             more = f"; and {rows.bad - len(rows.complaints)} more" if rows.bad > len(rows.complaints) else ""
             print(f"left out {rows.bad} bad rows: {' '.join(rows.complaints)}{more}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +14,8 @@ from ssmn.cli import options
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ssmn.training import Progress, TrainResult
+    from ssmn.probes import Recorder
+    from ssmn.training import Progress, TrainConfig, TrainResult
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -33,6 +35,10 @@ def command(
     ] = None,
     compute_dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 matrix products, or auto.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
+    probe: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="EVERY", help="Record what the layers hold every so many steps (probes.jsonl)."),
+    ] = None,
     threads: options.Threads = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
@@ -40,13 +46,14 @@ def command(
 
     The folder holds the model, its tokenizer, the resolved settings (train.toml), a log (log.jsonl)
     and a checkpoint. Ctrl-C finishes the step and saves; --resume goes on as if nothing had happened.
+    --probe records energy, effective rank, half-life, write rate and more of every layer beside the log.
 
     \b
     Example:
         ssmn train --text book.txt --out runs/book
         ssmn train --task mqar --out runs/mqar --set task.pairs=16
         ssmn train my.toml --out runs/mine --set train.steps=5000 --compute-dtype bfloat16
-        ssmn train --out runs/book --resume
+        ssmn train --out runs/book --resume --probe 50
     """
     from rich.console import Console
 
@@ -62,12 +69,24 @@ def command(
     settings = TrainConfig.from_dict(settings_for(source, text=text, series=series, task=task, overrides=changes))
 
     console = Console(stderr=True)
-    with Display(console, quiet=quiet) as display:
-        result = train(settings, out, resume=resume, on_step=display.show)
+    with Display(console, quiet=quiet) as display, contextlib.ExitStack() as stack:
+        around = None if probe is None else stack.enter_context(_recorder(settings, out, probe, resume)).around
+        result = train(settings, out, resume=resume, on_step=display.show, around_step=around)
     if result.interrupted:
         console.print(f"Stopped after step {result.step}; go on with: ssmn train --out {out} --resume", soft_wrap=True)
         raise typer.Exit(130)
     console.print(_summary(result), highlight=False, soft_wrap=True)
+
+
+def _recorder(settings: TrainConfig, out: Path, every: int, resume: bool) -> Recorder:
+    """Into the run's folder; for TensorBoard, too, where the run's own log goes there."""
+    import importlib.util
+
+    from ssmn.probes import Recorder
+
+    has_board = settings.train.tensorboard is not False and importlib.util.find_spec("tensorboard") is not None
+    board = [out / "tensorboard" / "probes"] if has_board else []
+    return Recorder(out / "probes.jsonl", *board, every=every, append=resume)
 
 
 def _summary(result: TrainResult) -> str:

@@ -62,6 +62,16 @@ def transition(call: MemoryCall) -> Tensor:
 
     Returns:
         [N, H, K, K], in the state dtype.
+
+    Example:
+        >>> import ssmn, torch
+        >>> from ssmn.probes import spectral_radius, transition, watch_memories
+        >>> memory = ssmn.layers.SynapticMemory(8)
+        >>> with watch_memories(memory) as seen:
+        ...     _ = memory(torch.randn(1, 5, 8))
+        >>> kept = transition(seen[0][0])
+        >>> kept.shape, bool(spectral_radius(kept) <= 1)
+        (torch.Size([1, 1, 8, 8]), True)
     """
     write, erase, log_keep = call.coefficients()
     memory = call.initial_state
@@ -191,18 +201,28 @@ def measure_call(call: MemoryCall) -> dict[str, Tensor]:
 
     Raises:
         StateError: The call is packed.
+
+    Example:
+        >>> import ssmn, torch
+        >>> from ssmn.probes import half_life, measure_call, watch_memories
+        >>> memory = ssmn.layers.SynapticMemory(8, update_rule="hebbian", decay_lambda=(0.01,))
+        >>> with watch_memories(memory) as seen:
+        ...     _ = memory(torch.randn(1, 30, 8))
+        >>> measured = measure_call(seen[0][0])
+        >>> abs(float(measured["half_life_probed"]) / half_life(0.01) - 1) < 1e-3
+        True
     """
     if call.cu_seqlens is not None:
         raise StateError("measure_call: the call is packed; wanted one stream per row.")
     write, _, log_keep = call.coefficients()
     kept, steps = transition(call), call.keys.shape[1]
-    left = energy(kept).sqrt() / math.sqrt(kept.shape[-1])
+    left = energy(kept.double()) / kept.shape[-1]  # squared
     return {
         "importance": call.importance.mean(1),
         "eta": write.mean(1),
         "write_rate": (write > 0).to(write.dtype).mean(1),
-        "half_life": math.log(2) * steps / -log_keep.sum(1),
-        "half_life_probed": math.log(2) * steps / -left.log().clamp(max=0),
+        "half_life": math.log(2) * steps / log_keep.sum(1).abs(),
+        "half_life_probed": (2 * math.log(2) * steps / left.log().clamp(max=0).abs()).to(kept.dtype),
         "spectral_radius": spectral_radius(kept),
     }
 
@@ -217,6 +237,17 @@ def measure_blocks(calls: dict[int, BlockCall]) -> list[Measures]:
     Returns:
         One entry for each layer. Of window attention there is `entropy` [B, Hq] too, in nats: mean over the last steps
         of the piece, from 0 (one position alone is looked at) to ln W.
+
+    Example:
+        >>> import ssmn, torch
+        >>> from ssmn.probes import measure_blocks, watch_blocks
+        >>> config = ssmn.TextSSMNConfig(vocab_size=16, hidden_dim=12, num_layers=3, num_heads=2, window_size=9)
+        >>> model = ssmn.TextSSMN(config)
+        >>> with watch_blocks(model) as seen:
+        ...     _ = model(torch.randint(16, (1, 30)))
+        >>> window, memory, _ = measure_blocks(seen)
+        >>> window.values["entropy"].shape, memory.values["write_rate"].tolist()
+        (torch.Size([1, 2]), [[1.0]])
     """
     found = []
     for number, call in calls.items():

@@ -44,7 +44,8 @@ class Recorder:
             TensorBoard's event file. None = `records` alone.
         every: Steps from one record to the next: optimiser steps in training, steps of the stream in reading.
         spectrum: Whether the singular values are recorded too (JSON lines and `records`).
-        after: Goes on with files that are there, after this step: later lines are dropped. None = begins them anew.
+        append: Goes on with files that are there; what they have from the first new step on is dropped, since those
+            steps are done again. Else they begin anew. Files are opened with the first record.
         keep: Latest records to keep in `records`.
 
     Raises:
@@ -69,7 +70,7 @@ class Recorder:
         *paths: PathLike,
         every: int = 1024,
         spectrum: bool = False,
-        after: int | None = None,
+        append: bool = False,
         keep: int = 1,
     ) -> None:
         for name, value in (("every", every), ("keep", keep)):
@@ -79,7 +80,9 @@ class Recorder:
         self.records: list[Record] = []
         """The latest records, oldest first."""
         self._engines: dict[tuple[Engine, int], tuple[int, StreamState]] = {}
-        self._sinks = [_sink_for(Path(path), after) for path in paths]
+        self._kinds = [_kind_of(Path(path)) for path in paths]
+        self._paths, self._append = [Path(path) for path in paths], append
+        self._sinks: list[_Lines | _Table | _Board] = []
 
     def is_due(self, before: int, after: int) -> bool:
         """Whether the steps from `before` to `after` pass a multiple of `every`."""
@@ -148,9 +151,11 @@ class Recorder:
             self.observe(stream.state, before, step=step)
 
     def close(self) -> None:
-        """Closes the files."""
+        """Closes the files; a later record goes on with them."""
         for sink in self._sinks:
             sink.close()
+        self._append = self._append or bool(self._sinks)
+        self._sinks = []
 
     def __enter__(self) -> Self:
         return self
@@ -167,6 +172,9 @@ class Recorder:
             }
             record[part.name] = {"kind": part.kind, **values}
         self.records = [*self.records, record][-self._keep :]
+        if not self._sinks:
+            first = record["step"] if self._append else None
+            self._sinks = [kind(path, first) for kind, path in zip(self._kinds, self._paths, strict=True)]
         for sink in self._sinks:
             sink.write(record)
         return record
@@ -252,9 +260,9 @@ def flat(record: Record) -> dict[str, float | None]:
 class _Lines:
     """JSON lines."""
 
-    def __init__(self, path: Path, after: int | None) -> None:
-        _cut(path, after, lambda line: json.loads(line)["step"])
-        self._file = path.open("w" if after is None else "a", encoding="utf-8")
+    def __init__(self, path: Path, first: int | None) -> None:
+        _cut(path, first, lambda line: json.loads(line)["step"])
+        self._file = path.open("w" if first is None else "a", encoding="utf-8")
 
     def write(self, record: Record) -> None:
         self._file.write(json.dumps(record) + "\n")
@@ -267,13 +275,13 @@ class _Lines:
 class _Table:
     """Comma-separated values; the first record decides the columns."""
 
-    def __init__(self, path: Path, after: int | None) -> None:
+    def __init__(self, path: Path, first: int | None) -> None:
         self._columns: list[str] | None = None
-        _cut(path, after, lambda line: -1 if line.startswith("step,") else int(line.split(",", 1)[0]))
-        if after is not None and path.exists():
+        _cut(path, first, lambda line: -1 if line.startswith("step,") else int(line.split(",", 1)[0]))
+        if first is not None and path.exists():
             with path.open(encoding="utf-8", newline="") as file:
                 self._columns = next(csv.reader(file), None)
-        self._file = path.open("w" if after is None else "a", encoding="utf-8", newline="")
+        self._file = path.open("w" if first is None else "a", encoding="utf-8", newline="")
         self._writer = csv.writer(self._file)
 
     def write(self, record: Record) -> None:
@@ -296,12 +304,10 @@ class _Table:
 class _Board:
     """TensorBoard's event file."""
 
-    def __init__(self, folder: Path, after: int | None) -> None:
-        if importlib.util.find_spec("tensorboard") is None:
-            raise MissingExtraError('Recorder: TensorBoard\'s files need: pip install "sparse-stream[train]"')
+    def __init__(self, folder: Path, first: int | None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._board = SummaryWriter(os.fspath(folder), purge_step=None if after is None else after + 1)
+        self._board = SummaryWriter(os.fspath(folder), purge_step=first)
 
     def write(self, record: Record) -> None:
         for name, value in flat(record).items():
@@ -312,21 +318,23 @@ class _Board:
         self._board.close()
 
 
-def _sink_for(path: Path, after: int | None) -> _Lines | _Table | _Board:
+def _kind_of(path: Path) -> type[_Lines] | type[_Table] | type[_Board]:
     kinds = {".jsonl": _Lines, ".csv": _Table, "": _Board}
     if path.suffix not in kinds:
         raise FileError(f"Recorder: {path}; wanted a file .jsonl or .csv, or a folder for TensorBoard.")
-    return kinds[path.suffix](path, after)
+    if not path.suffix and importlib.util.find_spec("tensorboard") is None:
+        raise MissingExtraError('Recorder: TensorBoard\'s files need: pip install "sparse-stream[train]"')
+    return kinds[path.suffix]
 
 
-def _cut(path: Path, after: int | None, step_of: Any) -> None:
-    """Drops the lines of a file after a step; they are about to be done again."""
-    if after is None or not path.exists():
+def _cut(path: Path, first: int | None, step_of: Any) -> None:
+    """Drops the lines of a file from a step on."""
+    if first is None or not path.exists():
         return
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
         try:
-            if line.endswith("\n") and step_of(line) <= after:
+            if line.endswith("\n") and step_of(line) < first:
                 kept.append(line)
         except ValueError:  # cut short when the process was killed
             continue

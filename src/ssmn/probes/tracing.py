@@ -70,13 +70,11 @@ class Trace:
     @staticmethod
     def join(traces: Sequence[Trace]) -> Trace:
         """One trace of pieces that follow each other."""
-        tables = [{f.name: getattr(trace, f.name) for f in dataclasses.fields(trace)} for trace in traces]
-        joined = {
-            name: None if value is None else torch.cat([table[name] for table in tables])
-            for name, value in tables[0].items()
-            if name != "layers"
-        }
-        return Trace(layers=traces[0].layers, **joined)
+        joined: dict[str, Any] = {}
+        for item in dataclasses.fields(Trace):
+            parts = [getattr(trace, item.name) for trace in traces]
+            joined[item.name] = torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0]
+        return Trace(**joined)
 
 
 class Tracer:
@@ -180,7 +178,7 @@ class Tracer:
         for start in range(0, max(1, x.shape[1]), PIECE):
             steps = slice(start, start + PIECE)
             cut = {
-                name: value[:, steps] if name in (*self.model.per_step, "future") and value is not None else value
+                name: value[:, steps] if name in self.model.per_step and value is not None else value
                 for name, value in options.items()
             }
             with watch_memories(self.model, self.layers) as seen:

@@ -58,11 +58,9 @@ class MemoryCall:
 
     def first(self, rows: int) -> MemoryCall:
         """The first rows of a call that is not packed."""
-        cut = {
-            item.name: value[:rows] if isinstance(value := getattr(self, item.name), Tensor) else value
-            for item in dataclasses.fields(self)
-        }
-        return MemoryCall(**{**cut, "queries": [query[:rows] for query in self.queries]})
+        cut = {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name != "queries"}
+        cut: dict[str, Any] = {k: value[:rows] if isinstance(value, Tensor) else value for k, value in cut.items()}
+        return MemoryCall(**cut, queries=[query[:rows] for query in self.queries])
 
     @property
     def written(self) -> Tensor:
@@ -141,7 +139,9 @@ class _Watcher:
 
     def _write(self, keys: Tensor, values: Tensor, options: dict[str, Any]) -> None:
         assert self._importance is not None
-        given = {name: value.detach() if isinstance(value, Tensor) else value for name, value in options.items()}
+        given: dict[str, Any] = {
+            name: value.detach() if isinstance(value, Tensor) else value for name, value in options.items()
+        }
         self.calls.append(MemoryCall(keys.detach(), values.detach(), self._importance, **given))
         if self._outer is not None:
             self._outer(keys, values, options)
@@ -176,6 +176,9 @@ def watch_blocks(model: Stack, rows: int = 4) -> Iterator[dict[int, BlockCall]]:
     Args:
         model: One of our models; no other thread may use it meanwhile.
         rows: Rows of a batch that are looked at; of packed calls none are.
+
+    Example:
+        See `ssmn.probes.measure_blocks`.
     """
     seen: dict[int, BlockCall] = {}
     entropies: dict[int, Tensor] = {}
@@ -185,9 +188,11 @@ def watch_blocks(model: Stack, rows: int = 4) -> Iterator[dict[int, BlockCall]]:
     def attend(number: int) -> Any:
         def hook(module: SlidingWindowAttention, given: Any, options: Any) -> None:
             if options.get("cu_seqlens") is None and given[0].shape[1]:
-                entropies[number] = attention_entropy(module, given[0][:rows], _first(given[1], rows), **{
-                    name: None if options.get(name) is None else options[name][:rows] for name in ("mask", "reset")
-                })  # fmt: skip
+                flags: dict[str, Any] = {
+                    name: options[name][:rows] for name in ("mask", "reset") if options.get(name) is not None
+                }
+                start: Any = _first(given[1], rows)
+                entropies[number] = attention_entropy(module, given[0][:rows], start, **flags)
 
         return hook
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ssmn.bench.quality import (
     anomalies,
+    attribution,
     chaos,
     classical,
     classification,
@@ -25,7 +26,7 @@ from ssmn.bench.quality import (
 from ssmn.bench.quality.frame import Part
 
 TEXT = (lm, second_reading, shakespeare, output_memory, encoder)
-MEMORY = (recall, hops, distance, sparse, forgetting)
+MEMORY = (recall, hops, distance, sparse, forgetting, attribution)
 SERIES = (system_identification, forecasting, classical, chaos, anomalies, classification, updates)
 CONTROL = (reinforcement,)
 
