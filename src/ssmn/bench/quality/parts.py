@@ -32,9 +32,8 @@ from ssmn.bench.quality.frame import Part
 TEXT = (lm, second_reading, shakespeare, output_memory, encoder)
 MEMORY = (recall, hops, distance, sparse, forgetting, attribution)
 SERIES = (system_identification, forecasting, classical, chaos, anomalies, classification, updates)
-FAMILY = (family, algorithms, irregular)
 CONTROL = (reinforcement,)
-FAMILY = (hopfield,)
+FAMILY = (family, hopfield, algorithms, irregular)
 
 PARTS: dict[str, Part] = {module.PART.name: module.PART for module in (*TEXT, *MEMORY, *SERIES, *CONTROL, *FAMILY)}
 """By name, in the order in which they are run."""
