@@ -22,6 +22,7 @@ def main(steps: int = 400) -> None:
     for step in range(steps):
         batch = task.batch(step, batch_size=16)
         cost, _ = bits_per_episode(machine(batch.inputs)[0], batch)
+        assert batch.mask is not None
         optimiser.zero_grad()
         (cost.sum() / batch.mask.sum() / task.width).backward()
         torch.nn.utils.clip_grad_norm_(machine.parameters(), 1.0)

@@ -24,7 +24,7 @@ class _Episodes(Task):
     """Batches of vectors; `mask` has the steps of the answer."""
 
     measure: ClassVar[str] = "bits"
-    width: int
+    width: int = 8
     """Bits per vector."""
 
     @property
@@ -71,8 +71,6 @@ class CopyVectors(_Episodes):
     """
 
     name: ClassVar[str] = "copy-vectors"
-    width: int = 8
-    """Bits per vector."""
     shortest: int = 1
     """Fewest vectors."""
     longest: int = 20
@@ -111,8 +109,6 @@ class RepeatCopy(_Episodes):
     """
 
     name: ClassVar[str] = "repeat-copy"
-    width: int = 8
-    """Bits per vector."""
     shortest: int = 1
     """Fewest vectors."""
     longest: int = 10

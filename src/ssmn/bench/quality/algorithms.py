@@ -109,8 +109,8 @@ class LstmReader(nn.Module):
         self.cell = nn.LSTM(input_dim, width, batch_first=True)
         self.output = nn.Linear(width, output_dim)
         with torch.no_grad():  # the forget gate begins open
-            self.cell.bias_hh_l0[width : 2 * width] = 1.0
-            self.cell.bias_ih_l0[width : 2 * width] = 0.0
+            for name, value in (("bias_hh_l0", 1.0), ("bias_ih_l0", 0.0)):
+                getattr(self.cell, name)[width : 2 * width] = value
 
     def num_parameters(self) -> int:
         """Number of weights."""
