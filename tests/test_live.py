@@ -706,7 +706,7 @@ def test_cost_of_being_watched(capsys: pytest.CaptureFixture[str]) -> None:
     feed.close()
     tokens = np.concatenate(pieces)[:16_000]
     costs: list[tuple[float, float, float]] = []
-    for _ in range(5):
+    for _ in range(3):
         start = time.process_time()
         token_bits(Stream(model), np.concatenate([tokenizer.line_end, tokens]))
         plain = time.process_time() - start
@@ -720,4 +720,4 @@ def test_cost_of_being_watched(capsys: pytest.CaptureFixture[str]) -> None:
     with capsys.disabled():
         names = ("watched / plain processor time", "updates a processor second", "updates a second")
         for name, values in zip(names, zip(*costs, strict=True), strict=True):
-            print(f"\n{name}: {sorted(values)[2]:.3g} (of 5: {', '.join(f'{value:.3g}' for value in values)})", end="")
+            print(f"\n{name}: {sorted(values)[1]:.3g} (of 3: {', '.join(f'{value:.3g}' for value in values)})", end="")

@@ -30,7 +30,7 @@ from ssmn.streaming import token_bits
 if TYPE_CHECKING:
     from ssmn.training import Tokenizer
 
-SHOWN = 160
+SHOWN = 64
 """Steps of which a report has the text or the values, the latest ones."""
 MOST_PUSHED = 1 << 16
 """Steps that may wait in a session beside those of its source."""
