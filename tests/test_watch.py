@@ -161,8 +161,8 @@ def test_settings_turn_in_steps(tmp_path: Path) -> None:
 
 
 def test_sparklines_and_shades() -> None:
-    assert sparkline([1.0, float("nan"), 2.0], 5) == "  ▄ █"
-    assert sparkline([], 3) == "   " and sparkline([0.0, 0.0], 2) == "  "
+    assert sparkline([7.0, 1.0, float("nan"), 2.0], 3) == "▄ █"
+    assert sparkline([], 3) == "" and sparkline([0.0, 0.0], 2) == "  "
     assert sparkline([-1.0, 1.0], 2) == " █"
     light = [sum(shade(value / 10, dark=False)) for value in range(11)]
     assert light == sorted(light, reverse=True)
@@ -173,6 +173,7 @@ def test_maps_of_several_heads_fit_the_width() -> None:
     memory = torch.zeros(3, 20, 30)
     memory[1, 11, 17] = -4.0
     memory[2, 0, 0] = 2.0
-    wide, narrow = fitted(picture(memory), 100), fitted(picture(memory), 34)
+    wide, narrow = fitted(picture(memory), 100, 40), fitted(picture(memory), 34, 40)
     assert wide.shape == (20, 92) and wide[11, 31 + 17] == -SHADES and wide[0, 62] == SHADES // 2
+    assert fitted(picture(memory), 100, 7).shape == narrow.shape
     assert narrow.shape == (7, 32) and narrow[3, 11 + 5] == -SHADES and np.count_nonzero(narrow) == 2

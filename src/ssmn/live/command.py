@@ -94,7 +94,7 @@ class Setup:
             "source": self.source.name,
             "columns": list(self.source.columns),
             "eta": first.importance.plasticity_eta,
-            "decay": [float(rate) for rate in config.decay_lambda or ()],
+            "decay": list(config.to_dict()["decay_lambda"]),
             "threshold": first.write_threshold,
             "layers": list(found),
         }

@@ -59,9 +59,8 @@ def picture(memory: Tensor) -> Picture:
     heads, rows, columns = memory.shape
     side = max(1, MAP_SIDE // math.ceil(math.sqrt(heads)))
     size = [min(rows, side), min(columns, side)]
-    high = torch.nn.functional.adaptive_max_pool2d(memory, size)
-    low = torch.nn.functional.adaptive_max_pool2d(-memory, size)
-    reduced = torch.where(high >= low, high, -low)
+    _, strongest = torch.nn.functional.adaptive_max_pool2d(memory.abs(), size, return_indices=True)
+    reduced = memory.flatten(1).gather(1, strongest.flatten(1)).view(heads, *size)
     peak = float(reduced.abs().max())
     scaled = (reduced * (127.0 / peak)).round() if peak > 0 and math.isfinite(peak) else torch.zeros_like(reduced)
     return Picture(scaled.to(torch.int8).numpy(), peak, rows, columns)

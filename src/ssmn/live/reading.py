@@ -30,7 +30,7 @@ from ssmn.streaming import token_bits
 if TYPE_CHECKING:
     from ssmn.training import Tokenizer
 
-SHOWN = 160
+SHOWN = 64
 """Steps of which a report has the text or the values, the latest ones."""
 MOST_PUSHED = 1 << 16
 """Steps that may wait in a session beside those of its source."""
@@ -405,8 +405,8 @@ class _Rows:
                 raise ShapeError(f"push: rows[{number}] is {str(row)[:40]!r}; wanted a list of {width} numbers.")
             for cell in row:
                 gap = cell is None and self._config.missing == "mask"
-                number_like = isinstance(cell, (int, float)) and not isinstance(cell, bool)
-                if not gap and not (number_like and abs(cell) < 1e30):
+                sound = isinstance(cell, (int, float)) and not isinstance(cell, bool) and abs(cell) < 1e30
+                if not gap and not sound:
                     raise RangeError(f"push: rows[{number}] has {str(cell)[:40]!r}; wanted finite numbers below 1e30.")
         cells = [[math.nan if cell is None else cell for cell in row] for row in what]
         return np.array(cells, np.float32).reshape(len(cells), width)

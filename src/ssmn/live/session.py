@@ -26,12 +26,12 @@ from ssmn.live.updates import Update, described, trail_point
 
 T = TypeVar("T")
 
-RATE = 22.0
+RATE = 21.0
 """Updates a second that a session aims at."""
-RANK_SHARE = 0.03
+RANK_SHARE = 0.02
 """Share of the time that may go into effective ranks; they are found anew as often as that allows."""
 MOST_RANK_SECONDS = 2.0
-LEAST, MOST = 32, 2048
+LEAST, FIRST, MOST = 32, 128, 2048
 """Steps of a piece; between them, as many as fit between two updates."""
 KEPT_UPDATES = 256
 """Updates that a viewer who comes back can still get."""
@@ -102,7 +102,7 @@ class Session:
         self._stride, self._since = 1, 0
         self._viewers, self._looked = 0, time.monotonic()
         self._dozing = False
-        self._pace, self._allowance, self._size = 0.0, 0.0, LEAST
+        self._pace, self._allowance, self._size = 0.0, 0.0, FIRST
         self._rank_seconds, self._ranked = 0.0, -math.inf
         self._last = self._refilled = self._fed = time.monotonic()
         self.memories: dict[int, Tensor] = memories_of(reading.state)

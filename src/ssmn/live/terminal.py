@@ -25,7 +25,7 @@ from ssmn.live.updates import Update, trail_point
 try:
     from textual.app import App, ComposeResult
     from textual.binding import Binding
-    from textual.containers import Horizontal, Vertical
+    from textual.containers import Container, Horizontal, Vertical
     from textual.strip import Strip
     from textual.widget import Widget
     from textual.widgets import Footer, Static
@@ -38,6 +38,10 @@ MAPS_EVERY = 2
 """Drawings from one of the map to the next: it costs more than all the rest."""
 SHADES = 16
 """Levels of each colour."""
+WIDE = 110
+"""Columns from which on the map has its numbers and its text beside it, not below."""
+SPARKS = 80
+"""Columns of a line at most."""
 KEPT_PIECES = 400
 _BARS = " ▁▂▃▄▅▆▇█"
 _NEGATIVE = {True: (86, 180, 233), False: (0, 114, 178)}
@@ -71,7 +75,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
     sound = [value for value in shown if math.isfinite(value)]
     low, high = min([0.0, *sound]), max(sound, default=0.0)
     room = (high - low) or 1.0
-    return "".join(_BARS[round(8 * (v - low) / room)] if math.isfinite(v) else " " for v in shown).rjust(width)
+    return "".join(_BARS[round(8 * (v - low) / room)] if math.isfinite(v) else " " for v in shown)
 
 
 class Heat(Widget):
@@ -84,12 +88,12 @@ class Heat(Widget):
         self.levels = np.zeros((0, 0), np.int8)
         """[R, C], what is shown: −`SHADES` .. `SHADES`."""
 
-    def show(self, picture: Picture, dark: bool) -> None:
-        """Draws a new picture."""
-        levels = fitted(picture, self.size.width or 64)
+    def show(self, picture: Picture, dark: bool, width: int, height: int) -> None:
+        """Draws a new picture, in at most so many columns and lines of the terminal."""
+        levels = fitted(picture, width, 2 * height)
         if dark != self._dark or not np.array_equal(levels, self.levels):
             self.levels, self._dark = levels, dark
-            self.styles.height = -(-len(levels) // 2)
+            self.styles.width, self.styles.height = levels.shape[1], -(-len(levels) // 2)
             self.refresh()
 
     def render_line(self, y: int) -> Strip:
@@ -99,18 +103,19 @@ class Heat(Widget):
         return Strip([Segment("▀", _pair(top, low, self._dark)) for top, low in zip(upper, lower, strict=True)])
 
 
-def fitted(picture: Picture, width: int) -> NDArray[np.int8]:
-    """The levels [R, C] of a picture's heads side by side, in at most `width` columns: of each block the strongest.
+def fitted(picture: Picture, width: int, height: int) -> NDArray[np.int8]:
+    """The levels [R ≤ height, C ≤ width] of a picture's heads side by side: of each block of cells the strongest.
 
     Example:
         >>> import torch
         >>> from ssmn.live.numbers import picture
         >>> from ssmn.live.terminal import fitted
-        >>> fitted(picture(torch.tensor([[[0.0, 1.0, 0.5], [0.0, -2.0, 0.0]]])), 4).tolist()
+        >>> fitted(picture(torch.tensor([[[0.0, 1.0, 0.5], [0.0, -2.0, 0.0]]])), 4, 2).tolist()
         [[0, 8, 4], [0, -16, 0]]
     """
     heads, rows, columns = picture.cells.shape
-    step = max(1, math.ceil(columns * heads / max(4, width - (heads - 1))))
+    room = max(1, (width - (heads - 1)) // heads), max(1, height)
+    step = max(1, math.ceil(columns / room[0]), math.ceil(rows / room[1]))
     cells = np.pad(picture.cells, ((0, 0), (0, -rows % step), (0, -columns % step))).astype(np.int16)
     blocks = cells.reshape(heads, -(-rows // step), step, -(-columns // step), step)
     high, low = blocks.max((2, 4)), blocks.min((2, 4))
@@ -132,11 +137,16 @@ class View(Vertical):
 
     DEFAULT_CSS = """
     View { width: 1fr; padding: 0 1; }
-    View > Static { height: auto; }
-    View > .head { text-style: bold; }
-    View > .lines, View > .settings { margin-top: 1; }
-    View > Heat { margin-top: 1; height: 1; }
-    View > .text { height: 1fr; margin-top: 1; min-height: 3; }
+    View Static { height: auto; }
+    View .head { text-style: bold; }
+    View .body { height: 1fr; layout: horizontal; margin-top: 1; }
+    View .maps { width: auto; height: auto; }
+    View Heat { width: 1; height: 1; margin-bottom: 1; }
+    View .facts { width: 1fr; height: 1fr; padding-left: 2; }
+    View .settings { margin-top: 1; }
+    View .text { height: 1fr; margin-top: 1; }
+    View.narrow .body { layout: vertical; }
+    View.narrow .facts { padding-left: 0; }
     """
 
     def __init__(self, session: Session, setup: Setup, is_chosen: bool) -> None:
@@ -154,8 +164,7 @@ class View(Vertical):
         """The parts, from top to bottom."""
         head, *others = self._parts.values()
         yield head
-        yield from self._heats
-        yield from others
+        yield Container(Vertical(*self._heats, classes="maps"), Vertical(*others, classes="facts"), classes="body")
 
     def draw(self, dark: bool) -> None:
         """Shows what is new."""
@@ -170,11 +179,15 @@ class View(Vertical):
         if looked == self._looked and self._drawn % MAPS_EVERY == 1:
             return
         self._looked = looked
+        is_narrow = self.size.width < WIDE
+        self.set_class(is_narrow, "narrow")
         if self._drawn % MAPS_EVERY == 0:
+            lines = (self.size.height - 3) // (3 if is_narrow else 1) // len(self._heats) - 1
+            width = self.size.width if is_narrow else self.size.width - WIDE // 2
             for heat, layer in zip(self._heats, update.report.layers, strict=True):
-                heat.show(layer.picture, dark)
+                heat.show(layer.picture, dark, width, lines)
         self._drawn += 1
-        width = max(8, self.size.width - 30)
+        width = max(8, min(SPARKS, self._parts["lines"].size.width - 30))
         self._parts["head"].update(self._head(update))
         self._parts["lines"].update(self._lines(update, width))
         self._parts["settings"].update(self._settings(update))
@@ -236,7 +249,8 @@ class View(Vertical):
         return made
 
     def _rows(self) -> Text:
-        made, width = Text(no_wrap=True), max(8, self.size.width - 40)
+        made = Text(no_wrap=True)
+        width = max(8, min(SPARKS, self._parts["text"].size.width - 45))
         for column, name in enumerate(self._setup.source.columns[:4]):
             values = [piece.values[column] for piece in self._pieces]
             if values:
