@@ -43,7 +43,7 @@ const SLIDERS = [
     at: (value) => Math.log10(value), tell: (value) => `×${short(value)} → λ ${span(about.decay.map((rate) => 1 - (1 - rate) ** value))}` },
   { name: "write_threshold", label: "Write threshold", min: 0, max: 1, step: 0.01, rest: null, value: (x) => x,
     at: (value) => value ?? about.threshold, tell: (value) => (value ?? about.threshold) > 0
-      ? `writes below ${short(value ?? about.threshold)} are skipped` : "off: everything is written" },
+      ? `writes below ${short(value ?? about.threshold)} are skipped` : "off" },
   { name: "speed", label: "Speed", min: 0, max: 4, step: 0.05, rest: null, value: (x) => (x >= 4 ? null : Math.round(10 ** x)),
     at: (value) => (value === null ? 4 : Math.log10(value)), tell: (value) => (value === null ? "as fast as it goes" : `${short(value)} steps/s`) },
 ];
