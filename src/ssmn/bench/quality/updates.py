@@ -43,7 +43,8 @@ MODELS = {
 def runs(options: Options) -> Generator[Run, Result | None, None]:
     """Each estimator, each model, and many series at once."""
     for kind, rows in {**KINDS, **MODELS}.items():
-        yield Run(kind, {"kind": kind, "rows": 1000 if options.quick else rows, "width": WIDTH})
+        few = PIECE if kind in MODELS else 2 * PIECE
+        yield Run(kind, {"kind": kind, "rows": few if options.quick else rows, "width": WIDTH})
     series = 50 if options.quick else 10_000
     yield Run("many-series", {"kind": "many-series", "series": series, "rounds": 3 if options.quick else 40})
 
