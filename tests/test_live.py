@@ -702,10 +702,10 @@ def test_cost_of_being_watched(capsys: pytest.CaptureFixture[str]) -> None:
     tokenizer = Tokenizer.load(shipped_model() / "tokenizer.json")
     feed = source_for(None, model.config, tokenizer).reader()
     pieces = []
-    while sum(map(len, pieces)) < 16_000 and feed.wait(60.0):
-        pieces.append(feed.take(16_000))
+    while sum(map(len, pieces)) < 40_000 and feed.wait(60.0):
+        pieces.append(feed.take(40_000))
     feed.close()
-    tokens = np.concatenate(pieces)[:16_000]
+    tokens = np.concatenate(pieces)[:40_000]
     costs: list[tuple[float, float, float]] = []
     for _ in range(3):
         start = time.process_time()
