@@ -103,9 +103,9 @@ class SSMNTextConfig(PreTrainedConfig):
                 raise ConfigError(f"SSMNTextConfig: unknown setting {name!r}; did you mean {near[0]!r}?")
         _refuse_output_memory(bool(values.get("output_memory")))
         given = {_SETTINGS[name]: values.pop(name) for name in values.keys() & _SETTINGS.keys()}
-        checked = TextSSMNConfig.from_dict({"vocab_size": 256, **given}).to_dict()
-        for name, original in _SETTINGS.items():
-            setattr(self, name, checked[original])
+        checked = _plain(TextSSMNConfig.from_dict({"vocab_size": 256, **given}))
+        for name in _SETTINGS:
+            setattr(self, name, checked[name])
         self.use_cache = values.pop("use_cache", True)
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             setattr(self, name, values.pop(name, None))
@@ -127,12 +127,17 @@ class SSMNTextConfig(PreTrainedConfig):
             ConfigError: The model has an output memory, which this adapter does not run.
         """
         _refuse_output_memory(config.output_memory)
-        values = config.to_dict()
-        return cls(**{name: values[original] for name, original in _SETTINGS.items()})
+        return cls(**_plain(config))
 
     def to_ssmn(self) -> TextSSMNConfig:
         """The same settings, checked again, since attributes here can be set."""
         return TextSSMNConfig.from_dict({original: getattr(self, name) for name, original in _SETTINGS.items()})
+
+
+def _plain(config: TextSSMNConfig) -> dict[str, Any]:
+    """The settings by their names here, as JSON has them."""
+    values = {name: getattr(config, original) for name, original in _SETTINGS.items()}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 class CheckpointedBlock(GradientCheckpointingLayer, Block):
