@@ -51,7 +51,9 @@ STATE_BYTES = 2_048
 WIDTHS, NARROW = range(8, 513, 4), 64
 """Widths to choose from there, and that of the feed-forward."""
 RATES = (3e-3, 1e-2)
-STEPS, ROWS, TESTED = 400, 24, 512
+STEPS, ROWS = 400, 24
+TEST_BATCHES, TEST_ROWS = 8, 64
+"""Each batch has a length of its own, where a task has several."""
 WARMUP, CLIP = 30, 1.0
 
 
@@ -77,7 +79,7 @@ def _run(equal: str, task: str, member: str, rate: float, seed: int, options: Op
     settings = {
         "equal": equal, "task": task, "member": member, "rate": rate, "seed": seed,
         "steps": 2 if options.quick else STEPS, "rows": 3 if options.quick else ROWS,
-        "tested": 4 if options.quick else TESTED,
+        "test_batches": 2 if options.quick else TEST_BATCHES, "test_rows": 4 if options.quick else TEST_ROWS,
     }  # fmt: skip
     name = f"{equal}-{task}-{member}-{rate:g}-{seed}".replace(" ", "-").lower()
     return Run(name, settings)
@@ -150,9 +152,9 @@ def measure(run: Run, place: Workplace) -> Result | None:
             return None
     spent = {"seconds": time.monotonic() - begun, "processor_seconds": time.process_time() - worked}
     with torch.no_grad():
-        error = task.error(*answers(0, settings["tested"], "test"))
+        errors = [task.error(*answers(n, settings["test_rows"], "test")) for n in range(settings["test_batches"])]
     return {
-        "error": error, "measure": task.measure, "parameters": model.num_parameters(), "curve": curve,
+        "error": sum(errors) / len(errors), "measure": task.measure, "parameters": model.num_parameters(), "curve": curve,
         "state_bytes": model.init_state(1).nbytes, "memory_bytes": model.blocks[0].init_state(1).nbytes,
         "hidden_dim": model.config.hidden_dim, "training": spent,
     }  # fmt: skip
