@@ -152,7 +152,8 @@ def measure(run: Run, place: Workplace) -> Result | None:
             return None
     spent = {"seconds": time.monotonic() - begun, "processor_seconds": time.process_time() - worked}
     with torch.no_grad():
-        errors = [task.error(*answers(n, settings["test_rows"], "test")) for n in range(settings["test_batches"])]
+        tests = (answers(number, settings["test_rows"], "test") for number in range(settings["test_batches"]))
+        errors = [task.error(given, episode) for given, episode in tests]
     return {
         "error": sum(errors) / len(errors), "measure": task.measure, "parameters": model.num_parameters(), "curve": curve,
         "state_bytes": model.init_state(1).nbytes, "memory_bytes": model.blocks[0].init_state(1).nbytes,
