@@ -155,8 +155,8 @@ def measure(run: Run, place: Workplace) -> Result | None:
         tests = (answers(number, settings["test_rows"], "test") for number in range(settings["test_batches"]))
         errors = [task.error(given, episode) for given, episode in tests]
     return {
-        "error": sum(errors) / len(errors), "measure": task.measure, "curve": curve, "parameters": model.num_parameters(),
-        "state_bytes": model.init_state(1).nbytes, "memory_bytes": model.blocks[0].init_state(1).nbytes,
+        "error": sum(errors) / len(errors), "measure": task.measure, "curve": curve,
+        "parameters": model.num_parameters(), "state_bytes": model.init_state(1).nbytes, "memory_bytes": model.blocks[0].init_state(1).nbytes,
         "hidden_dim": model.config.hidden_dim, "training": spent,
     }  # fmt: skip
 
