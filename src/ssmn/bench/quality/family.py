@@ -156,8 +156,9 @@ def measure(run: Run, place: Workplace) -> Result | None:
         errors = [task.error(given, episode) for given, episode in tests]
     return {
         "error": sum(errors) / len(errors), "measure": task.measure, "curve": curve,
-        "parameters": model.num_parameters(), "state_bytes": model.init_state(1).nbytes, "memory_bytes": model.blocks[0].init_state(1).nbytes,
-        "hidden_dim": model.config.hidden_dim, "training": spent,
+        "parameters": model.num_parameters(), "hidden_dim": model.config.hidden_dim,
+        "state_bytes": model.init_state(1).nbytes, "memory_bytes": model.blocks[0].init_state(1).nbytes,
+        "training": spent,
     }  # fmt: skip
 
 
