@@ -15,7 +15,7 @@ from ssmn.config import Plasticity
 from ssmn.errors import ConfigError, RangeError, StateError
 from ssmn.relatives import NTM, NeuralTuringMachine
 from ssmn.relatives.ntm import LENGTH_EPS, NtmState, address, write
-from ssmn.state import State, StreamState
+from ssmn.state import StreamState
 
 
 def column(*values: float) -> Tensor:
@@ -276,7 +276,7 @@ def goes_on(model: Any, inputs: Tensor, folder: Path) -> None:
         state.save(folder / "state.safetensors", model)
         model.save_pretrained(folder / "model")
         again = type(model).from_pretrained(folder / "model")
-        state: State = StreamState.load(folder / "state.safetensors", again)
+        state = StreamState.load(folder / "state.safetensors", again)
         parts = [first]
         for x in inputs[:, 5:].unbind(1):
             y, state = again.step(x, state)
