@@ -61,7 +61,7 @@ def ranked(panels: Mapping[str, Mapping[str, float]], look: Look = LIGHT, ours: 
             panel.set_yticks(range(len(ordered)), [name for name, _ in ordered])
             panel.grid(axis="y", visible=False)
             panel.margins(x=0.15)
-            panel.set_title("\n".join(textwrap.wrap(title, 44)))
+            panel.set_title("\n".join(textwrap.wrap(title, 30)))
         for panel in axes.flat[len(panels) :]:
             panel.set_visible(False)
     return drawing
