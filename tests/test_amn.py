@@ -241,3 +241,15 @@ def test_settings_and_states_that_do_not_fit_are_refused() -> None:
         StateError, match="the state has hidden; wanted hidden, recalled, memory, previous: it is of a mixer without"
     ):
         mixer(torch.zeros(1, 2, 4), AssociativeMixer(4, manifold=False).init_state(1))
+
+
+def test_a_member_by_itself_takes_plasticity() -> None:
+    torch.manual_seed(0)
+    model, x = AMN(input_dim=3, hidden_dim=8, output_dim=2), torch.randn(2, 7, 3)
+    frozen = ssmn.Plasticity(frozen=True)
+    _, state = model(x, plasticity=frozen)
+    assert not state.memory.any()
+    _, learned = model(x)
+    assert learned.memory.any()
+    _, kept = model.step(x[:, 0], learned, plasticity=frozen)
+    assert torch.equal(kept.memory, learned.memory)

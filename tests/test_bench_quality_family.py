@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from ssmn.bench.quality import family
-from ssmn.bench.quality.family_tasks import FamilyTask, family_tasks
+from ssmn.bench.quality.family_tasks import TASK_NAMES, FamilyTask, family_task
 from ssmn.bench.quality.frame import Options, finished, work
 
-TASKS = family_tasks()
+TASKS = {name: family_task(name) for name in TASK_NAMES}
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -28,6 +28,10 @@ def test_batches_are_the_same_again_and_never_those_of_the_test(name: str) -> No
     for other in (later, test):
         assert other.x.shape != first.x.shape or not torch.equal(other.x, first.x)
     assert first.asked.any(1).all()
+
+
+def test_tasks_are_called_what_the_table_calls_them() -> None:
+    assert all(task.name == name for name, task in TASKS.items())
 
 
 def perfect(task: FamilyTask, episode: Any) -> torch.Tensor:

@@ -45,6 +45,14 @@ Weights = Annotated[
 UseTorch = Annotated[bool, typer.Option("--torch/--no-torch", help="Run our model in torch, step by step.")]
 UseLlama = Annotated[bool, typer.Option("--llama/--no-llama", help="Run llama.cpp, where it is installed.")]
 
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of finished runs; what is there is kept.")]
+Seeds = Annotated[int, typer.Option(min=1, help="Repetitions of each run.")]
+Only = Annotated[
+    list[str] | None, typer.Option("--only", metavar="PATTERN", help="Runs to do, such as 'delta-*'; repeatable.")
+]
+Minutes = Annotated[float | None, typer.Option(min=0.0, help="Stop after so many; the next call goes on.")]
+ReportOnly = Annotated[bool, typer.Option("--report", help="Only show what is finished.")]
+
 QUICK_FLOORS = {"gemm_size": 512, "read_bytes": 64 * 2**20, "repeats": 3}
 
 
@@ -224,10 +232,8 @@ def soak(
 @app.command(epilog="Example: ssmn bench quality --part lm --part recall --seeds 1 --minutes 30")
 def quality(
     part: Annotated[list[str] | None, typer.Option("--part", help="May be repeated; all if absent.")] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of finished runs; what is there is kept.")] = Path(
-        "runs/quality"
-    ),
-    seeds: Annotated[int, typer.Option(min=1, help="Repetitions of each run.")] = 3,
+    out: Out = Path("runs/quality"),
+    seeds: Seeds = 3,
     text: Annotated[Path, typer.Option(help="Folder of a corpus, as `make corpus` makes it.")] = Path("data/text"),
     shakespeare: Annotated[Path, typer.Option(metavar="FILE", help="The file tinyshakespeare.txt.")] = Path(
         "tinyshakespeare.txt"
@@ -241,11 +247,9 @@ def quality(
             "--model", "-m", metavar="DIR", help="Trained text model to read with; the shipped one if absent."
         ),
     ] = None,
-    only: Annotated[
-        list[str] | None, typer.Option("--only", metavar="PATTERN", help="Runs to do, such as 'delta-*'; repeatable.")
-    ] = None,
-    minutes: Annotated[float | None, typer.Option(min=0.0, help="Stop after so many; the next call goes on.")] = None,
-    report_only: Annotated[bool, typer.Option("--report", help="Only show what is finished.")] = False,
+    only: Only = None,
+    minutes: Minutes = None,
+    report_only: ReportOnly = False,
     quick: Quick = False,
     threads: options.Threads = None,
     json: Json = None,
@@ -286,15 +290,11 @@ def quality(
 
 @app.command(epilog="Example: ssmn bench family --seeds 1 --minutes 30 --plot figures")
 def family(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of finished runs; what is there is kept.")] = Path(
-        "runs/quality"
-    ),
-    seeds: Annotated[int, typer.Option(min=1, help="Repetitions of each run.")] = 3,
-    only: Annotated[
-        list[str] | None, typer.Option("--only", metavar="PATTERN", help="Runs to do, such as '*-ntm-*'; repeatable.")
-    ] = None,
-    minutes: Annotated[float | None, typer.Option(min=0.0, help="Stop after so many; the next call goes on.")] = None,
-    report_only: Annotated[bool, typer.Option("--report", help="Only show what is finished.")] = False,
+    out: Out = Path("runs/quality"),
+    seeds: Seeds = 3,
+    only: Only = None,
+    minutes: Minutes = None,
+    report_only: ReportOnly = False,
     quick: Quick = False,
     threads: options.Threads = None,
     json: Json = None,

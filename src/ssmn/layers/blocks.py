@@ -81,19 +81,17 @@ def _static(config: StackConfig) -> nn.Module:
     )
 
 
+def memory_settings(config: StackConfig) -> dict[str, Any]:
+    """The settings of a model's synaptic memories but for their heads."""
+    names = (
+        "update_rule", "pairing", "plasticity_eta", "decay_lambda", "write_threshold", "chat_rounds", "initialisation",
+    )  # fmt: skip
+    return {name: getattr(config, name) for name in names}
+
+
 def _plastic(config: StackConfig) -> nn.Module:
-    assert config.memory_heads is not None and isinstance(config.decay_lambda, tuple)
-    return SynapticMemory(
-        config.hidden_dim,
-        config.memory_heads,
-        update_rule=config.update_rule,
-        pairing=config.pairing,
-        plasticity_eta=config.plasticity_eta,
-        decay_lambda=config.decay_lambda,
-        write_threshold=config.write_threshold,
-        chat_rounds=config.chat_rounds,
-        initialisation=config.initialisation,
-    )
+    assert config.memory_heads is not None
+    return SynapticMemory(config.hidden_dim, config.memory_heads, **memory_settings(config))
 
 
 _MIXERS: dict[str, Callable[[StackConfig], nn.Module]] = {"static": _static, "plastic": _plastic}

@@ -4,8 +4,7 @@ Importing it puts their layers into the table of blocks, so that `layer_types` m
 """
 
 from ssmn.layers.blocks import register_mixer
-from ssmn.relatives import amn
-from ssmn.relatives.amn import AMN, LRU, AMNState, AssociativeMixer, LinearRecurrentUnit, LRUState
+from ssmn.relatives.amn import AMN, LRU, AMNState, AssociativeMixer, LinearRecurrentUnit, LRUState, build_amn, build_lru
 from ssmn.relatives.hopfield import Hopfield, HopfieldMemory
 from ssmn.relatives.ntm import NTM, NeuralTuringMachine, build_ntm
 
@@ -22,6 +21,7 @@ __all__ = [
     "NeuralTuringMachine",
 ]
 
-amn.register()
+register_mixer("lru", build_lru)
+register_mixer("amn", build_amn)
 register_mixer("hopfield", HopfieldMemory.of)
 register_mixer("ntm", build_ntm)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssmn.config import Plasticity
 from ssmn.errors import DtypeError, RangeError, ShapeError
 from ssmn.layers.checks import check_dtype, check_setting
 from ssmn.ops.common import shape_text
@@ -62,6 +63,7 @@ class Member(nn.Module):
         reset: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         elapsed: Tensor | None = None,
+        plasticity: Plasticity | None = None,
     ) -> tuple[Tensor, Any]:
         """Reads a piece of every stream.
 
@@ -72,6 +74,7 @@ class Member(nn.Module):
             reset: [B, T] bool, True = fresh before this step.
             cu_seqlens: [N + 1] boundaries of packed segments (B = 1; the state has N rows).
             elapsed: [B, T], time since the step before (≥ 0, 1 by default).
+            plasticity: How strongly to learn and forget in this call, as far as the mixer has such settings.
 
         Returns:
             (y [B, T, output_dim], state).
@@ -86,21 +89,30 @@ class Member(nn.Module):
         if x.dim() != 3 or x.shape[-1] != self.input_dim:
             raise ShapeError(f"{owner}: x has shape {shape_text(x)}; wanted [B, T, {self.input_dim}].")
         check_dtype(owner, "x", x, self.input.weight)
-        hidden, state = self.mixer(self.input(x), state, mask=mask, reset=reset, cu_seqlens=cu_seqlens, elapsed=elapsed)
+        steps = {"mask": mask, "reset": reset, "cu_seqlens": cu_seqlens, "elapsed": elapsed}
+        hidden, state = self.mixer(self.input(x), state, plasticity=plasticity, **steps)
         y = self.output(hidden)
         return y if mask is None else torch.where(mask.unsqueeze(-1), y, 0.0), state
 
-    def step(self, x: Tensor, state: State | None = None, **options: Tensor | None) -> tuple[Tensor, Any]:
+    def step(
+        self,
+        x: Tensor,
+        state: State | None = None,
+        *,
+        plasticity: Plasticity | None = None,
+        **options: Tensor | None,
+    ) -> tuple[Tensor, Any]:
         """One step of every stream: the forward pass at T = 1.
 
         Args:
             x: [B, input_dim].
             state: The stream so far; None = fresh.
+            plasticity: As in `forward`.
             options: `mask`, `reset`, `elapsed` as [B], as in `forward`.
 
         Returns:
             (y [B, output_dim], state).
         """
         given = {name: value.unsqueeze(1) for name, value in options.items() if value is not None}
-        y, state = self(x.unsqueeze(1), state, **given)
+        y, state = self(x.unsqueeze(1), state, plasticity=plasticity, **given)
         return y.squeeze(1), state

@@ -9,6 +9,7 @@ and `bits_per_episode` is the measure of the paper's curves.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -28,9 +29,9 @@ class _Episodes(Task):
     """Bits per vector."""
 
     @property
+    @abstractmethod
     def input_dim(self) -> int:
         """Channels that come in: the bits and the signs beside them."""
-        raise NotImplementedError
 
     @property
     def output_dim(self) -> int:

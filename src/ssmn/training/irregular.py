@@ -128,6 +128,23 @@ _WAVE_SPREAD = 0.56
 """About the deviation of the waves over 64 steps, so that an error of 1 is that of saying zero."""
 
 
+def digits() -> tuple[Tensor, Tensor]:
+    """scikit-learn's 8 × 8 digits: brightness in [0, 1] [N, 64], and the classes [N].
+
+    Raises:
+        MissingExtraError: scikit-learn, which holds the images, is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise MissingExtraError(
+            f"digits: {error}; the images are scikit-learn's: pip install 'sparse-stream[timeseries]'"
+        ) from error
+    images, labels = load_digits(return_X_y=True)
+    pixels = torch.from_numpy(np.asarray(images, np.float32)) / 16.0
+    return pixels, torch.from_numpy(np.asarray(labels, np.int64))
+
+
 class DroppedDigits(IrregularTask):
     """scikit-learn's 8 × 8 digits, pixel by pixel, with half of the pixels dropped; the class is asked at the end.
 
@@ -153,18 +170,10 @@ class DroppedDigits(IrregularTask):
     measure = "share of wrong answers"
 
     def __init__(self, kept: int = 32) -> None:
-        try:
-            from sklearn.datasets import load_digits
-        except ImportError as error:
-            raise MissingExtraError(
-                f"DroppedDigits: {error}; the images are scikit-learn's: pip install 'sparse-stream[timeseries]'"
-            ) from error
         if not 1 <= kept <= 64:
             raise RangeError(f"DroppedDigits: kept={kept!r}; wanted 1 to the 64 pixels of an image.")
-        images, labels = load_digits(return_X_y=True)
         self.kept = kept
-        self._images = torch.from_numpy(np.asarray(images, np.float32)) / 16.0
-        self._labels = torch.from_numpy(np.asarray(labels, np.int64))
+        self._images, self._labels = digits()
 
     def episodes(self, split: Split, count: int, generator: torch.Generator) -> Episodes:
         parts = torch.arange(len(self._labels)) % 6

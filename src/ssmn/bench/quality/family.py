@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ssmn.bench.quality.family_tasks import FamilyTask, family_tasks
+from ssmn.bench.quality.family_tasks import TASK_NAMES, FamilyTask, family_task
 from ssmn.bench.quality.frame import Options, Part, Result, Run, Workplace
 from ssmn.bench.quality.peers import PEERS, of_size
 from ssmn.bench.report import Table
@@ -59,7 +59,7 @@ WARMUP, CLIP = 30, 1.0
 
 def runs(options: Options) -> Generator[Run, Result | None, None]:
     """Equal parameters, then equal bytes: for each task and member every learning rate, then more seeds of the best."""
-    names = list(family_tasks(quick=True))[: 2 if options.quick else None]
+    names = TASK_NAMES[: 2 if options.quick else None]
     for equal in ("parameters", "bytes"):
         for task in names:
             for member in MEMBERS:
@@ -121,7 +121,7 @@ def memory_bytes(kind: str, config: SSMNConfig) -> int:
 def measure(run: Run, place: Workplace) -> Result | None:
     """Trains on batches drawn afresh and tests on others; a stopped run begins anew."""
     settings = run.settings
-    task = family_tasks(place.options.quick)[settings["task"]]
+    task = family_task(settings["task"], place.options.quick)
     torch.manual_seed(settings["seed"])
     model, kind, steps = (
         model_of(settings["member"], task, settings["equal"]),
@@ -170,8 +170,8 @@ def tables(finished: Mapping[str, Result]) -> list[Table]:
         chosen = [run for run in finished.values() if run["settings"]["equal"] == equal]
         if not chosen:
             continue
-        shown = list(dict.fromkeys(run["settings"]["task"] for run in chosen))
-        shown = [task for task in family_tasks(quick=True) if task in shown]
+        measures = {run["settings"]["task"]: run["results"]["measure"] for run in chosen}
+        shown = [task for task in TASK_NAMES if task in measures]
         rows = []
         for member in MEMBERS:
             own = [run for run in chosen if run["settings"]["member"] == member]
@@ -179,7 +179,6 @@ def tables(finished: Mapping[str, Result]) -> list[Table]:
                 cells = [_cell([run for run in own if run["settings"]["task"] == task]) for task in shown]
                 rows.append([member, *cells, *_costs(own)])
         head = ["memory", *shown, "parameters", "bytes of memory", "width", "ms per step"]
-        measures = {run["settings"]["task"]: run["results"]["measure"] for run in chosen}
         caption = "; ".join(f"{task}: {measures[task]}" for task in shown)
         made.append(Table(title, head, rows, f"{caption}. Mean over seeds (their number), the better learning rate"))
     return made
@@ -219,7 +218,7 @@ def drawing(finished: Mapping[str, Result], look: Look) -> Figure | None:
     from ssmn import plots
 
     panels: dict[str, dict[str, float]] = {}
-    for task in family_tasks(quick=True):
+    for task in TASK_NAMES:
         for member in MEMBERS:
             own = [
                 run for run in finished.values()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ssmn.training.episodes import EPISODES
-from ssmn.training.irregular import IrregularTask, Waves
+from ssmn.training.irregular import IrregularTask, Waves, digits
 from ssmn.training.tasks import MultiQueryRecall
 
 
@@ -123,11 +122,7 @@ def _adding(length: int) -> FamilyTask:
 
 def _digits() -> FamilyTask:
     """scikit-learn's 8 × 8 digits, a pixel a step; the class at the end. Every sixth image is for testing."""
-    from sklearn.datasets import load_digits
-
-    images, labels = load_digits(return_X_y=True)
-    pixels = torch.from_numpy(np.asarray(images, np.float32)) / 16.0
-    classes = torch.from_numpy(np.asarray(labels, np.int64))
+    pixels, classes = digits()
     is_test = torch.arange(len(classes)) % 6 == 5
 
     def draw(generator: torch.Generator, rows: int, split: str) -> Episode:
@@ -170,19 +165,30 @@ def _completion(patterns: int, width: int) -> FamilyTask:
     return FamilyTask("pattern completion", width + 1, width, "bits", draw, "wrong bits")
 
 
-def family_tasks(quick: bool = False) -> dict[str, FamilyTask]:
-    """The eight tasks by name; `quick` ones are tiny."""
-    small = {"shortest": 2, "longest": 3} if quick else {"shortest": 1, "longest": 20}
-    repeats = {**small, "longest": 3 if quick else 8, "fewest_repeats": 1, "most_repeats": 2 if quick else 5}
-    items: dict[str, Any] = {"fewest_items": 2, "most_items": 3 if quick else 6}
-    made = [
-        _algorithm("copy-vectors", small),
-        _algorithm("repeat-copy", repeats),
-        _algorithm("associative-recall", items),
-        _recall(2 if quick else 8, 16 if quick else 64),
-        _adding(6 if quick else 64),
-        _digits(),
-        _irregular(Waves(length=12 if quick else 64)),
-        _completion(2 if quick else 8, 8 if quick else 24),
-    ]
-    return {task.name: task for task in made}
+def _lengths(quick: bool) -> dict[str, int]:
+    return {"shortest": 2, "longest": 3} if quick else {"shortest": 1, "longest": 20}
+
+
+def _repeats(quick: bool) -> dict[str, int]:
+    return {**_lengths(quick), "longest": 3 if quick else 8, "fewest_repeats": 1, "most_repeats": 2 if quick else 5}
+
+
+_BUILDERS: dict[str, Callable[[bool], FamilyTask]] = {
+    "copy": lambda quick: _algorithm("copy-vectors", _lengths(quick)),
+    "repeat-copy": lambda quick: _algorithm("repeat-copy", _repeats(quick)),
+    "associative-recall": lambda quick: _algorithm(
+        "associative-recall", {"fewest_items": 2, "most_items": 3 if quick else 6}
+    ),
+    "recall of many keys": lambda quick: _recall(2 if quick else 8, 16 if quick else 64),
+    "adding": lambda quick: _adding(6 if quick else 64),
+    "digits by pixels": lambda quick: _digits(),
+    "irregular waves": lambda quick: _irregular(Waves(length=12 if quick else 64)),
+    "pattern completion": lambda quick: _completion(2 if quick else 8, 8 if quick else 24),
+}
+TASK_NAMES = tuple(_BUILDERS)
+"""The eight tasks, in the order of the table."""
+
+
+def family_task(name: str, quick: bool = False) -> FamilyTask:
+    """One of the tasks; `quick` ones are tiny."""
+    return _BUILDERS[name](quick)

@@ -5,33 +5,19 @@ from __future__ import annotations
 from torch import nn
 
 from ssmn.config import StackConfig
-from ssmn.layers.blocks import register_mixer
+from ssmn.layers.blocks import memory_settings
 from ssmn.relatives.amn.associative import AMN, AMNState, AssociativeMixer
 from ssmn.relatives.amn.lru import LRU, LinearRecurrentUnit, LRUState
 
-__all__ = ["AMN", "LRU", "AMNState", "AssociativeMixer", "LRUState", "LinearRecurrentUnit"]
+__all__ = ["AMN", "LRU", "AMNState", "AssociativeMixer", "LRUState", "LinearRecurrentUnit", "build_amn", "build_lru"]
 
 
-def _lru(config: StackConfig) -> nn.Module:
+def build_lru(config: StackConfig) -> nn.Module:
+    """The mixer of a block of kind `lru`."""
     return LinearRecurrentUnit(config.hidden_dim)
 
 
-def _amn(config: StackConfig) -> nn.Module:
-    assert config.memory_heads is not None and isinstance(config.decay_lambda, tuple)
-    return AssociativeMixer(
-        config.hidden_dim,
-        memory_heads=config.memory_heads,
-        update_rule=config.update_rule,
-        pairing=config.pairing,
-        plasticity_eta=config.plasticity_eta,
-        decay_lambda=config.decay_lambda,
-        write_threshold=config.write_threshold,
-        chat_rounds=config.chat_rounds,
-        initialisation=config.initialisation,
-    )
-
-
-def register() -> None:
-    """Puts the block kinds `lru` and `amn` into the table of blocks."""
-    register_mixer("lru", _lru)
-    register_mixer("amn", _amn)
+def build_amn(config: StackConfig) -> nn.Module:
+    """The mixer of a block of kind `amn`; its manifold has the settings of the model's memories."""
+    assert config.memory_heads is not None
+    return AssociativeMixer(config.hidden_dim, memory_heads=config.memory_heads, **memory_settings(config))
