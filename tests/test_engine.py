@@ -220,6 +220,7 @@ def test_bits_per_byte_of_the_shipped_model(dtype: Any, tolerance: float) -> Non
         return float(losses.sum() / math.log(2) / len(text.encode()))
 
     exact, rounded = (bits_per_byte(Engine.load(assets / "model", name)) for name in ("float32", dtype))
+    print(f"{dtype}: float32 {exact:.4f} bits per byte, {100 * (rounded / exact - 1):+.2f} %")
     assert 1.4 < exact < 1.9
     assert rounded <= exact * (1 + tolerance)
 
