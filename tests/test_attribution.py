@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ssmn import ops
-from ssmn.bench.quality import attribution
 from ssmn.bench.quality.frame import Options, finished, work
+from ssmn.bench.quality.memory import attribution
 from ssmn.config import Plasticity, SSMNConfig, TextSSMNConfig
 from ssmn.errors import ConfigError, RangeError, ShapeError
 from ssmn.layers.memory import SynapticMemory

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from ssmn.bench import quality
-from ssmn.bench.quality import brown, encoder
-from ssmn.bench.quality import output_memory as adaptation
+from ssmn.bench.quality.text import brown, encoder
+from ssmn.bench.quality.text import output_memory as adaptation
 from ssmn.errors import FileError
 from ssmn.training import Tokenizer
 from tiny import save_text_model

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssmn.bench.quality import algorithms
+from ssmn.bench.quality.family import algorithms
 from ssmn.bench.quality.frame import Options, finished, work
 from ssmn.plots import Look
 

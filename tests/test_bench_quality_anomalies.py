@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ssmn.bench import quality
-from ssmn.bench.quality import anomalies, nab
+from ssmn.bench.quality.series import anomalies, nab
 from ssmn.errors import FileError, ShapeError
 
 

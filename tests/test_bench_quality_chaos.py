@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ssmn.bench.quality import chaos
 from ssmn.bench.quality.frame import Options, finished, work
+from ssmn.bench.quality.series import chaos
 from ssmn.bench.report import markdown_table
 
 ECHO = {

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from ssmn.bench.quality import family
-from ssmn.bench.quality.family_tasks import TASK_NAMES, FamilyTask, family_task
+from ssmn.bench.quality.family import comparison as family
+from ssmn.bench.quality.family.tasks import TASK_NAMES, FamilyTask, family_task
 from ssmn.bench.quality.frame import Options, finished, work
 
 TASKS = {name: family_task(name) for name in TASK_NAMES}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ssmn.bench.quality import irregular
+from ssmn.bench.quality.family import irregular
 from ssmn.bench.quality.frame import Options, finished, work
 from ssmn.errors import FileError, RangeError
 from ssmn.training.irregular import DroppedDigits, DroppedRows, IrregularTask, Waves

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ssmn.bench.quality import distance, forgetting, hops, recall, sparse
 from ssmn.bench.quality.frame import Options, Part, Result, Run, finished, work
+from ssmn.bench.quality.memory import distance, forgetting, hops, recall, sparse
 from ssmn.config import TextSSMNConfig
 from ssmn.models import TextSSMN
 from ssmn.plots import Look

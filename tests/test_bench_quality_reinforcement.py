@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from popgym import envs as popgym_envs
 
 from ssmn.bench import report
-from ssmn.bench.quality import games, reinforcement
+from ssmn.bench.quality.control import games, reinforcement
 from ssmn.bench.quality.frame import Options, Workplace, finished, work
 from ssmn.errors import RangeError
 

@@ -12,8 +12,8 @@ pytest.importorskip("river", reason='the extra "timeseries" is not installed')
 
 import torch
 
-from ssmn.bench.quality import classification, updates
 from ssmn.bench.quality.frame import Options, finished, work
+from ssmn.bench.quality.series import classification, updates
 
 
 @pytest.mark.filterwarnings("default")  # loading sktime's data warns of sktime's own changes to come

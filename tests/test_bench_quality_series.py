@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ssmn.bench.quality import classical, forecasting
 from ssmn.bench.quality.frame import Options, Run, Workplace, finished, work
+from ssmn.bench.quality.series import classical, forecasting
 from ssmn.bench.report import markdown_table
 from ssmn.errors import FileError
 from ssmn.series import Table

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssmn.bench.quality import system_identification as systems
 from ssmn.bench.quality.frame import Options, finished, work
+from ssmn.bench.quality.series import system_identification as systems
 from ssmn.plots import Look
 from ssmn.training.tasks import Batch, LinearSystem
 

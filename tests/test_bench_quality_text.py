@@ -12,9 +12,9 @@ import torch
 
 from ssmn import Plasticity
 from ssmn.bench import quality
-from ssmn.bench.quality import lm, second_reading, shakespeare, texts
 from ssmn.bench.quality.frame import Options
-from ssmn.bench.quality.language import GENRES, language, stretches
+from ssmn.bench.quality.text import lm, second_reading, shakespeare, texts
+from ssmn.bench.quality.text.language import GENRES, language, stretches
 from ssmn.errors import FileError
 from ssmn.plots import Look
 from tiny import text_model

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ssmn import ops
-from ssmn.bench.quality import hopfield as part
+from ssmn.bench.quality.family import hopfield as part
 from ssmn.bench.quality.frame import Options, finished, work
 from ssmn.config import Plasticity, SSMNConfig, StackConfig, TextSSMNConfig
 from ssmn.errors import ConfigError, DtypeError, RangeError, ShapeError, StateError

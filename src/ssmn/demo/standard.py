@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ssmn.bench.quality.system_identification import least_squares
+from ssmn.bench.quality.series.system_identification import least_squares
 from ssmn.config import Plasticity, SSMNConfig
 from ssmn.demo.measuring import ASSETS, Progress, is_same, saved_and_reloaded, silent, torch_threads
 from ssmn.errors import FileError

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ssmn.bench.quality import lm
 from ssmn.bench.quality.frame import Options, Part, Result, Run, Workplace, finished
-from ssmn.bench.quality.language import GENRES, language, stretches
-from ssmn.bench.quality.texts import bits_per_byte, losses, over_seeds
+from ssmn.bench.quality.text import lm
+from ssmn.bench.quality.text.language import GENRES, language, stretches
+from ssmn.bench.quality.text.texts import bits_per_byte, losses, over_seeds
 from ssmn.bench.report import Table
 from ssmn.config import Plasticity
 from ssmn.layers import SlidingWindowAttention

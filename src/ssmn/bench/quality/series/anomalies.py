@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ssmn.bench.quality import nab
 from ssmn.bench.quality.frame import Options, Part, Result, Run, Workplace
+from ssmn.bench.quality.series import nab
 from ssmn.bench.report import Table
 from ssmn.errors import MissingExtraError
 from ssmn.series.detect import Detector, DetectorConfig

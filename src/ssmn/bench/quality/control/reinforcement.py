@@ -83,7 +83,7 @@ def measure(run: Run, place: Workplace) -> Result | None:
     """Returns of the episodes as they were learned from, and afterwards of the agent's best actions."""
     import torch
 
-    from ssmn.bench.quality import games
+    from ssmn.bench.quality.control import games
     from ssmn.training import ppo
 
     settings, threads = run.settings, torch.get_num_threads()

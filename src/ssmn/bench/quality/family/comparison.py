@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ssmn.bench.quality.family_tasks import TASK_NAMES, FamilyTask, family_task
+from ssmn.bench.quality.family.tasks import TASK_NAMES, FamilyTask, family_task
 from ssmn.bench.quality.frame import Options, Part, Result, Run, Workplace
 from ssmn.bench.quality.peers import PEERS, of_size
 from ssmn.bench.report import Table

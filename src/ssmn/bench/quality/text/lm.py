@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from ssmn.bench.quality.frame import Options, Part, Result, Run, Workplace
-from ssmn.bench.quality.language import GENRES, VOCABULARY, language, stretches
 from ssmn.bench.quality.peers import of_size
-from ssmn.bench.quality.texts import (
+from ssmn.bench.quality.text.language import GENRES, VOCABULARY, language, stretches
+from ssmn.bench.quality.text.texts import (
     best_rate,
     bits_per_byte,
     learning_rates,

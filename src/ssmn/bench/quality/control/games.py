@@ -22,7 +22,7 @@ try:
     from gymnasium.vector.utils import batch_space
 except ImportError as error:
     raise MissingExtraError(
-        f"ssmn.bench.quality.games: {error}; it needs gymnasium: pip install 'sparse-stream[rl]'"
+        f"ssmn.bench.quality.control.games: {error}; it needs gymnasium: pip install 'sparse-stream[rl]'"
     ) from error
 
 CARDS = 52

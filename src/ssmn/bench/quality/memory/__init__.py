@@ -1,0 +1,1 @@
+"""Parts about what the memory can do: recall, hops, distance, forgetting, sparse writes, attribution."""

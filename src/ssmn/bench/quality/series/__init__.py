@@ -1,0 +1,1 @@
+"""Parts about series: systems, forecasts, chaos, anomalies, classes, updates row by row."""

@@ -1,0 +1,1 @@
+"""Parts about text: language modelling, second reading, characters, the encoder, the output memory."""
