@@ -191,6 +191,16 @@ def test_synaptic_memory(error: type[SSMNError], changes: dict[str, Any], words:
     refused(error, f"synaptic_memory: {words}", lambda: ops.synaptic_memory(**memory_arguments(**changes)))
 
 
+@pytest.mark.parametrize(("keys", "values"), [(0, V), (K, 0)])
+def test_synaptic_memory_widths(keys: int, values: int) -> None:
+    k, v = torch.zeros(B, T, H, keys), torch.zeros(B, T, H, values)
+    words = f"k has shape [2, 5, 3, {keys}] and v [2, 5, 3, {values}]; wanted widths K and V of at least 1."
+    arguments = memory_arguments(k=k, v=v)
+    del arguments["q"]
+    refused(ShapeError, f"synaptic_memory: {words}", lambda: ops.synaptic_memory(q=k, **arguments))
+    refused(ShapeError, f"memory_write: {words}", lambda: ops.memory_write(**arguments))
+
+
 @pytest.mark.parametrize("backend", ["reference", "chunked"])
 def test_memory_read(backend: Backend) -> None:
     arguments = memory_arguments()
@@ -262,6 +272,11 @@ RING = torch.zeros(B, 2, 2, K)
             ShapeError,
             {"initial_state": WindowState(RING, RING, torch.zeros(1).long())},
             "initial_state.position has shape [1]; wanted [N] with N=2.",
+        ),
+        (
+            RangeError,
+            {"initial_state": WindowState(RING, RING, torch.tensor([4, -2]))},
+            "initial_state.position lies in [-2, 4]; wanted [0, 4.61169e+18].",
         ),
         (ShapeError, {"mask": torch.ones(B, T, 4).bool()}, "mask has shape [2, 5, 4]; wanted [B, T] with B=2, T=5."),
         (RangeError, {"backend": "flash"}, "backend='flash'; wanted one of auto, reference, chunked, native."),

@@ -492,6 +492,17 @@ def test_opcheck_attention(everything, dtype):
     torch.library.opcheck(torch.ops.ssmn.window_attention.default, arguments)
 
 
+def test_the_widest_window_sees_everything():
+    q, k, v, cotangent = torch.randn(4, 2, 300, 2, 8)
+    results = []
+    for window in (sys.maxsize, 300):
+        inputs = [x.clone().requires_grad_() for x in (q, k, v)]
+        o, _ = ssmn.ops.window_attention(*inputs, window_size=window, backend="native")
+        results.append((o, *torch.autograd.grad(o, inputs, cotangent)))
+    for widest, wide in zip(*results, strict=True):
+        torch.testing.assert_close(widest, wide, rtol=0, atol=0)
+
+
 def test_refusals_name_the_reason(monkeypatch):
     x = torch.zeros(1)
     assert kernels.refusal(x, x.bfloat16()) is None

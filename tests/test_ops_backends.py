@@ -12,14 +12,16 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
+import ssmn
 from laws import CHUNK, MemoryOp, Subject, WindowOp, assert_close, evaluate, random_steps, sample_resets
 from ssmn import ops
 from ssmn.config import Backend, SSMNConfig, TextSSMNConfig, UpdateRule
 from ssmn.errors import BackendError, RangeError
 from ssmn.models import SSMN, TextSSMN
 from ssmn.native import NativeStatus
-from ssmn.ops import backend_status, native
+from ssmn.ops import backend_status
 
 needs_native = pytest.mark.skipif(
     backend_status()["native"] is not None, reason=backend_status()["native"] or "native runs"
@@ -193,7 +195,7 @@ def test_native_refuses_float64_and_auto_takes_chunked() -> None:
 
 
 def test_without_the_library_auto_takes_chunked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native.native, "status", lambda: NativeStatus(False, "no compiled library"))
+    monkeypatch.setattr(ssmn.native, "status", lambda: NativeStatus(False, "no compiled library"))
     assert backend_status() == {"reference": None, "chunked": None, "native": "no compiled library"}
     assert written_by() == "chunked"
     with pytest.raises(BackendError, match="cannot run: no compiled library; use backend='chunked' or 'auto'"):
@@ -203,6 +205,74 @@ def test_without_the_library_auto_takes_chunked(monkeypatch: pytest.MonkeyPatch)
             log_decay=numbers()["log_decay"],
             backend="native",
         )
+
+
+CALLS: dict[str, Callable[[Tensor, Backend], Tensor]] = {
+    "window": lambda q, backend: ops.window_attention(q, q, q, window_size=3, backend=backend)[0],
+    "memory": lambda q, backend: ops.synaptic_memory(
+        q, q, q, eta=q[..., 0].sigmoid(), log_decay=-q[..., 0].square(), backend=backend
+    )[0],
+    "scan": lambda q, backend: ops.linear_scan(q.tanh() / 2, q, backend=backend)[0],
+}
+"""Operations of one input [2, 7, 2, 4]."""
+
+
+def transformed(call: Callable[[Tensor], Tensor]) -> dict[str, Callable[[Tensor], Tensor]]:
+    """What torch makes of a function, as functions."""
+
+    def dual(q: Tensor) -> Tensor:
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(call(forward_ad.make_dual(q, q.cos()))).tangent
+
+    return {
+        "vmap": lambda q: torch.func.vmap(call)(torch.stack([q, q.cos()])),
+        "grad": torch.func.grad(lambda q: call(q).sin().sum()),
+        "jvp": lambda q: torch.func.jvp(call, (q,), (q.cos(),))[1],
+        "dual numbers": dual,
+    }
+
+
+@needs_native
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own
+@pytest.mark.parametrize("transform", ["vmap", "grad", "jvp", "dual numbers"])
+@pytest.mark.parametrize("op", CALLS)
+def test_function_transforms_take_chunked(op: str, transform: str) -> None:
+    q = torch.randn(2, 7, 2, 4, generator=torch.Generator().manual_seed(1))
+    got, want = (transformed(lambda q, b=b: CALLS[op](q, b))[transform](q) for b in ("auto", "chunked"))
+    torch.testing.assert_close(got, want)
+    with pytest.raises(BackendError, match=r"backend='native' cannot run: .* no function transforms .*'chunked'"):
+        transformed(lambda q: CALLS[op](q, "native"))[transform](q)
+
+
+@needs_native
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("op", ["window", "scan"])
+def test_a_traced_kernel_reads_its_input(op: str) -> None:
+    q = torch.randn(2, 7, 2, 4, generator=torch.Generator().manual_seed(1))
+    traced = torch.jit.trace(lambda q: CALLS[op](q, "native"), q, check_trace=False)
+    torch.testing.assert_close(traced(q.cos()), CALLS[op](q.cos(), "native"))
+
+
+@needs_native
+def test_a_compiled_kernel_checks_the_boundaries() -> None:
+    torch.compiler.reset()
+    row, bounds = torch.randn(1, 7, 2, 4), torch.tensor([0, 3, 7])
+    calls: dict[str, Callable[[Tensor], Any]] = {
+        "synaptic_memory": lambda c: ops.synaptic_memory(
+            row, row, row, eta=torch.ones(1, 7, 2), log_decay=torch.zeros(1, 7, 2), cu_seqlens=c, backend="native"
+        )[0],
+        "window_attention": lambda c: ops.window_attention(
+            row, row, row, window_size=3, cu_seqlens=c, backend="native"
+        )[0],
+        "linear_scan": lambda c: ops.linear_scan(row, row, cu_seqlens=c, backend="native")[0],
+    }
+    for name, call in calls.items():
+        compiled = torch.compile(call, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(bounds), call(bounds))
+        with pytest.raises(
+            RangeError, match=rf"{name}: cu_seqlens=\[0, 3, 900\]; wanted boundaries that rise from 0 to"
+        ):
+            compiled(torch.tensor([0, 3, 900]))
 
 
 def test_the_choice_is_argument_then_block(monkeypatch: pytest.MonkeyPatch) -> None:

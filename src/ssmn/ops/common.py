@@ -125,17 +125,27 @@ def check_steps(
         raise DtypeError(f"{op}: cu_seqlens is {came}; wanted an int32 or int64 tensor [N + 1] of segment boundaries.")
     if batch != 1:
         raise ShapeError(f"{op}: cu_seqlens packs the segments into one row, but B={batch}; wanted B=1.")
-    if not torch.compiler.is_compiling():
-        bounds = cu_seqlens.tolist()
-        rises = all(a <= b for a, b in itertools.pairwise(bounds))
-        if len(bounds) < 2 or bounds[0] != 0 or bounds[-1] != time or not rises:
-            raise RangeError(f"{op}: cu_seqlens={_short(bounds)}; wanted boundaries that rise from 0 to T={time}.")
+    if not hides_values():
+        check_bounds(op, cu_seqlens, time)
     return cu_seqlens.shape[0] - 1
 
 
+def hides_values() -> bool:
+    """Whether no branch can depend on values: under torch.compile, and under vmap and the like."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
+def check_bounds(op: str, cu_seqlens: Tensor, time: int) -> None:
+    """Refuses boundaries that do not rise from 0 to T."""
+    bounds = cu_seqlens.tolist()
+    rises = all(a <= b for a, b in itertools.pairwise(bounds))
+    if len(bounds) < 2 or bounds[0] != 0 or bounds[-1] != time or not rises:
+        raise RangeError(f"{op}: cu_seqlens={_short(bounds)}; wanted boundaries that rise from 0 to T={time}.")
+
+
 def check_range(op: str, name: str, tensor: Tensor, low: float, high: float) -> None:
-    """Refuses values outside [low, high] and NaN (not under torch.compile, which cannot branch on values)."""
-    if torch.compiler.is_compiling() or tensor.numel() == 0:
+    """Refuses values outside [low, high] and NaN, where values can be seen."""
+    if hides_values() or tensor.numel() == 0:
         return
     if tensor.numel() <= _FEW and all(low <= value <= high for value in tensor.detach().reshape(-1).tolist()):
         return

@@ -29,6 +29,9 @@ from ssmn.state import WindowState
 _chosen = os.environ.get("SSMN_BACKEND", "auto")
 """What `auto` means, for the whole process: a plain name, since torch.compile cannot trace a context variable."""
 
+_LAST_POSITION = 2**62
+"""Beyond any stream; positions are 64-bit integers, and go on from here."""
+
 
 @contextlib.contextmanager
 def use_backend(name: Backend) -> Iterator[None]:
@@ -251,6 +254,10 @@ def _check(
     check_rule(op, rule, erase)
     check_tensor(op, "k", k, "B T H K", sizes)
     check_tensor(op, "v", v, "B T H V", sizes)
+    if not sizes["K"] or not sizes["V"]:
+        raise ShapeError(
+            f"{op}: k has shape {shape_text(k)} and v {shape_text(v)}; wanted widths K and V of at least 1."
+        )
     for name, value in (("eta", eta), ("log_decay", log_decay), ("erase", erase)):
         if name != "erase" or value is not None:
             check_tensor(op, name, value, "B T H", sizes)
@@ -372,7 +379,7 @@ def window_attention(
         check_tensor(op, "initial_state.keys", initial_state.keys, "N W-1 Hkv D", shape)
         check_tensor(op, "initial_state.values", initial_state.values, "N W-1 Hkv D", shape)
         check_tensor(op, "initial_state.position", initial_state.position, "N", shape, floating=False)
-
+        check_range(op, "initial_state.position", initial_state.position, 0, _LAST_POSITION)
     chosen = choose_backend(op, backend, q, k, v)
     if chosen == "native":
         output, final = native.attend(
