@@ -350,6 +350,19 @@ def test_foreign_weights_are_refused(tmp_path: Path) -> None:
             Engine(Other())
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_spoilt_weights_do_not_look_sound(value: float) -> None:
+    model = model_of(vector_config())
+    with torch.no_grad():
+        model.blocks[0].ffn.up.weight[0, 1] = value
+    for dtype in ("int8", "int4"):
+        message = "SSMN: blocks.0.ffn.up.weight has NaN or infinite values; go back to an earlier model"
+        with pytest.raises(RangeError, match=message):
+            Engine(model, dtype)
+    for dtype in ("float32", "bfloat16"):
+        assert np.isnan(Engine(model, dtype).step(np.ones(3, np.float32))).all()
+
+
 def test_wrong_layers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of(vector_config())
     object.__setattr__(model.config, "layer_types", ("static", "plastic", "static", "hopfield"))
@@ -388,8 +401,8 @@ def test_wrong_vectors(streams: int) -> None:
 
 def test_wrong_tokens() -> None:
     engine = Engine(model_of(text_config()))
-    for bad in (37, -1, 10**30, np.array([40])):
-        with pytest.raises(RangeError, match=r"tokens lie in \[.*wanted \[0, 36\] .*encode with the tokenizer"):
+    for bad, came in ((37, 37), (-1, -1), (10**30, 10**30), (np.array([40]), 40)):
+        with pytest.raises(RangeError, match=rf"tokens lie in \[{came}, {came}\]; wanted \[0, 36\] .*encode with the"):
             engine.step(bad)
     for bad in (1.5, "a", [0.5], None):
         with pytest.raises(DtypeError, match=r"the tokens are .*; wanted whole numbers"):

@@ -140,7 +140,9 @@ class Engine:
             if streams is elapsed is target is future is static is None and self._needs_x_alone:
                 if self._is_text:
                     if type(x) is int and self._alone:
-                        self._x[0] = x if -1 < x < self._tokens else -1
+                        if not -1 < x < self._tokens:
+                            self._refuse_tokens(x, x)
+                        self._x[0] = x
                         code, y = self._run(self._engine, self._call), self._y_alone
                     else:
                         y = self._put(x, self._x, self._y)
@@ -535,9 +537,12 @@ class Engine:
                     way_out = "what is unknown is NaN" if name == "target" else "drop the step, or fill the value in"
                     raise RangeError(f"Engine: {name} is {came} at {wrong[0].tolist()}; {way_out}.")
         assert code == native.UNKNOWN_TOKEN, code
+        self._refuse_tokens(x.min(), x.max())
+
+    def _refuse_tokens(self, least: int, most: int) -> NoReturn:
         raise RangeError(
-            f"Engine: the tokens lie in [{x.min():g}, {x.max():g}]; wanted [0, {self._packed.sizes.inputs - 1}] "
-            "(vocab_size − 1); encode with the tokenizer that was saved with the model."
+            f"Engine: the tokens lie in [{least}, {most}]; wanted [0, {self._tokens - 1}] (vocab_size − 1); encode "
+            "with the tokenizer that was saved with the model."
         )
 
 

@@ -26,11 +26,12 @@ from ssmn.config import (
     config_from_dict,
     middle_of,
 )
-from ssmn.errors import ConfigError, DtypeError, FileError
+from ssmn.errors import ConfigError, DtypeError, FileError, RangeError
 from ssmn.files import BFLOAT16, Origin, PathLike, Tensors, load_weights, model_fingerprint, read_config
 from ssmn.native import EngineLayer, EngineSizes, Matrix, library
 
 FORMATS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3}
+QUANTISED = ("int8", "int4")
 
 PANEL = 16
 """Rows of a matrix that are stored together."""
@@ -81,10 +82,15 @@ class Source:
 
 
 class Weights:
-    """A model's weights as float32, each taken once and with its shape checked."""
+    """A model's weights as float32, each taken once and with its shape checked.
 
-    def __init__(self, source: Source) -> None:
-        self._name, self._left = source.name, dict(source.weights)
+    Args:
+        source: The model.
+        finite: Whether NaN and infinite values are refused: as codes they would look like sound numbers.
+    """
+
+    def __init__(self, source: Source, finite: bool) -> None:
+        self._name, self._left, self._finite = source.name, dict(source.weights), finite
 
     def take(self, name: str, *shape: int) -> NDArray[np.float32]:
         """The array of this name."""
@@ -94,13 +100,14 @@ class Weights:
         if array.shape != shape:
             raise FileError(f"Engine: {self._name}: {name} has shape {list(array.shape)}; wanted {list(shape)}.")
         if array.dtype == BFLOAT16:
-            wide = array.view(np.uint16).astype(np.uint32) << 16
-            return wide.view(np.float32)
-        if array.dtype not in (np.float32, np.float16):
+            array = (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        elif array.dtype not in (np.float32, np.float16):
             raise DtypeError(
                 f"Engine: {self._name}: {name} is {array.dtype}; the engine computes in float32: "
                 "convert the model with model.float()."
             )
+        if self._finite and not np.isfinite(array).all():
+            raise RangeError(f"Engine: {self._name}: {name} has NaN or infinite values; go back to an earlier model.")
         return np.ascontiguousarray(array, np.float32)
 
     def finish(self) -> None:
@@ -147,7 +154,7 @@ def pack(source: Source, dtype: str, threads: int) -> Packed:
         layer.plastic = kind == "plastic"
     library().ssmn_engine_layout(byref(sizes))
     packed = Packed(sizes, layers, aligned(sizes.arena_bytes))
-    weights = Weights(source)
+    weights = Weights(source, finite=dtype in QUANTISED)
     writer = _Writer(packed, weights, config)
     writer.front_and_head()
     for number, layer in enumerate(layers):
