@@ -1,112 +1,25 @@
-"""Synthetic tasks that show what the memory can do; every batch is a pure function of seed and step.
+"""Recall of tokens.
 
-Recall tasks write facts as adjacent tokens, `key value key value ...`, and ask with a key alone: the
-model must say the value at the position of the asked key. With a window too short to reach the facts
-only the memory knows the answer.
+Facts are adjacent tokens, `key value key value ...`, and a question is a key alone: the model must say the value at the
+position of the asked key. With a window too short to reach the facts only the memory knows the answer.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ssmn.errors import ConfigError
 from ssmn.training.filler import text_filler
+from ssmn.training.tasks.base import Batch, Split, Task
 
-Split = Literal["train", "test"]
 Filler = Literal["noise", "pairs", "mixed"]
 
 _RESERVED = 8
 """Tokens kept for punctuation: 0 separates facts and starts a question; the others are spare."""
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """One step's worth of data.
-
-    Attributes:
-        inputs: Tokens `[B, T]` (int64) or vectors `[B, T, I]` (float32).
-        targets: What to predict at each position: tokens `[B, T]` or vectors `[B, T, O]`.
-        mask: Positions that count in the loss, bool `[B, T]`; None = all.
-        source: Where the data is from, for error messages.
-        fresh: Whether this batch starts new streams (False = it continues the batch before).
-        fresh_rows: Rows `[B]` (bool) whose stream starts anew although the others go on; None = none.
-        target_bytes: Bytes that the counted targets stand for, when they are text.
-        elapsed: Steps since the last hidden change `[B, T]`, for tasks that switch.
-    """
-
-    inputs: Tensor
-    targets: Tensor
-    mask: Tensor | None
-    source: str
-    fresh: bool = True
-    target_bytes: int | None = None
-    elapsed: Tensor | None = None
-    fresh_rows: Tensor | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task(ABC):
-    """A generator of batches with its own settings."""
-
-    name: ClassVar[str]
-    measure: ClassVar[str] = "accuracy"
-    """The figure that evaluation reports first."""
-
-    def __post_init__(self) -> None:
-        for setting in dataclasses.fields(self):
-            value = getattr(self, setting.name)
-            least = 0 if setting.name in _MAY_BE_ZERO else 1
-            if isinstance(value, int) and not isinstance(value, bool) and value < least:
-                raise self._refusal(setting.name, f"at least {least}")
-
-    def _refusal(self, setting: str, wanted: str) -> ConfigError:
-        return ConfigError(f"task {self.name}: {setting}={getattr(self, setting)!r}; wanted {wanted}.")
-
-    @abstractmethod
-    def model_settings(self) -> dict[str, Any]:
-        """The settings of the model's configuration that follow from the task."""
-
-    @abstractmethod
-    def _draw(self, generator: torch.Generator, batch_size: int, split: Split) -> Batch:
-        """Draws one batch."""
-
-    def batch(self, step: int, *, batch_size: int, seed: int = 0, split: Split = "train") -> Batch:
-        """The batch of a step; the same arguments give the same batch.
-
-        Args:
-            step: Which batch, from 0.
-            batch_size: Rows.
-            seed: Which series of batches.
-            split: `test` batches are never among the `train` ones.
-
-        Returns:
-            The batch.
-
-        Example:
-            >>> from ssmn.training import TASKS
-            >>> batch = TASKS["mqar"](pairs=4).batch(0, batch_size=2)
-            >>> batch.inputs.shape, int(batch.mask.sum())
-            (torch.Size([2, 12]), 8)
-        """
-        entropy = np.random.SeedSequence((seed, ("train", "test").index(split), step)).generate_state(2)
-        generator = torch.Generator().manual_seed(int(entropy[0]) << 31 ^ int(entropy[1]))
-        return self._draw(generator, batch_size, split)
-
-    @property
-    def source(self) -> str:
-        """What error messages call the data."""
-        return f"task {self.name}"
-
-
-_MAY_BE_ZERO = {"rebinds", "distance"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -382,139 +295,6 @@ class RecallInText(_TokenTask):
         mask = torch.zeros_like(inputs, dtype=torch.bool)
         mask[:, stream.shape[1] + 1 :: 2] = True
         return Batch(inputs, targets, mask, self.source)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DriftingSystem(Task):
-    """A linear system x_{t+1} = A x_t whose rotation A is replaced at random times; predict x_{t+1}.
-
-    A rotation keeps the length of x, here 1 per component on average, so 1.0 is the squared error
-    of a model that knows nothing, and a model that re-learns A at once goes towards 0.
-    """
-
-    name: ClassVar[str] = "drift"
-    measure: ClassVar[str] = "error_64+"
-
-    dim: int = 8
-    """Components of the system."""
-    length: int = 384
-    """Steps per row."""
-    switch_after: int = 128
-    """Mean steps between two switches; the gaps are uniform within half and one and a half of it."""
-
-    def model_settings(self) -> dict[str, Any]:
-        return {"kind": "standard", "input_dim": self.dim, "output_dim": self.dim}
-
-    def _draw(self, generator: torch.Generator, batch_size: int, split: Split) -> Batch:
-        regime, elapsed, count = _switches(generator, batch_size, self.length, self.switch_after)
-        square = torch.randn(batch_size, count, self.dim, self.dim, generator=generator, dtype=torch.float64)
-        rotations = torch.linalg.qr(square).Q
-        x = torch.randn(batch_size, self.dim, generator=generator, dtype=torch.float64)
-        x = x * self.dim**0.5 / x.norm(dim=1, keepdim=True)
-        row, rows = [x], torch.arange(batch_size)
-        for step in range(self.length):
-            row.append(torch.einsum("bij,bj->bi", rotations[rows, regime[:, step]], row[-1]))
-        path = torch.stack(row, 1).float()
-        return Batch(path[:, :-1], path[:, 1:], None, self.source, elapsed=elapsed)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LinearSystem(Task):
-    """A driven linear system x_{t+1} = A x_t + B u_t + noise, replaced at random times; x_t and u_t are read.
-
-    A is a matrix of normal numbers, scaled to a spectral radius of .95, and B another, scaled so that the signal has
-    variance 1 per component; u is white noise. The drive is there since such a system left to its noise would stay
-    within about ten times its variance: with it 1.0 is the squared error of a model that knows nothing, and `noise`
-    that of one that knows A and B.
-    """
-
-    name: ClassVar[str] = "system"
-    measure: ClassVar[str] = "error_64+"
-
-    dim: int = 8
-    """Components of x, and of u."""
-    length: int = 256
-    """Steps per row."""
-    switch_after: int = 128
-    """Mean steps between two switches; the gaps are uniform within half and one and a half of it."""
-    radius: float = 0.95
-    """Spectral radius of A."""
-    noise: float = 0.01
-    """Variance of the process noise as a share of the signal's."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0.0 < self.radius < 1.0:
-            raise self._refusal("radius", "a number in (0, 1)")
-        if not 0.0 <= self.noise < 1.0 - self.radius**2:
-            raise self._refusal("noise", f"a share in [0, {1 - self.radius**2:.4g}), with radius={self.radius}")
-
-    def model_settings(self) -> dict[str, Any]:
-        return {"kind": "standard", "input_dim": 2 * self.dim, "output_dim": self.dim}
-
-    def _draw(self, generator: torch.Generator, batch_size: int, split: Split) -> Batch:
-        def normal(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-        regime, elapsed, count = _switches(generator, batch_size, self.length, self.switch_after)
-        shape = (batch_size, count, self.dim, self.dim)
-        moves = normal(*shape)
-        moves = moves * (self.radius / torch.linalg.eigvals(moves).abs().amax(-1))[..., None, None]
-        drives = normal(*shape)
-        noise = self.noise * _stationary(moves, torch.eye(self.dim, dtype=torch.float64).expand(shape))
-        # A system that makes too much of the noise alone (about one in thousands) is driven all the same.
-        left = (1 - noise).clamp(min=0.1) / _stationary(moves, drives @ drives.mT)
-        drives = drives * left.sqrt()[..., None, None]
-        row, rows, told = (
-            [normal(batch_size, self.dim)],
-            torch.arange(batch_size),
-            normal(batch_size, self.length, self.dim),
-        )
-        kicks = self.noise**0.5 * normal(batch_size, self.length, self.dim)
-        for step in range(self.length):
-            both = torch.cat((moves, drives), -1)[rows, regime[:, step]]
-            state = torch.cat((row[-1], told[:, step]), -1)
-            row.append((both @ state.unsqueeze(-1)).squeeze(-1) + kicks[:, step])
-        path = torch.stack(row, 1)
-        inputs = torch.cat((path[:, :-1], told), -1)
-        return Batch(inputs.float(), path[:, 1:].float(), None, self.source, elapsed=elapsed)
-
-
-def _stationary(moves: Tensor, spread: Tensor) -> Tensor:
-    """Mean variance per component of x_{t+1} = A x_t + w for A [.., D, D] and the covariance of w."""
-    for _ in range(9):  # the sum of A^k w wᵀ A^kᵀ over 512 steps
-        spread, moves = spread + moves @ spread @ moves.mT, moves @ moves
-    return spread.diagonal(dim1=-2, dim2=-1).mean(-1)
-
-
-def _switches(
-    generator: torch.Generator, batch_size: int, length: int, switch_after: int
-) -> tuple[Tensor, Tensor, int]:
-    """(number of the system at each step [B, T], steps since it came [B, T], systems per row)."""
-    low, high = max(1, switch_after // 2), switch_after + switch_after // 2
-    count = length // low + 2
-    gaps = torch.randint(low, high + 1, (batch_size, count), generator=generator)
-    switches = torch.cat((torch.zeros(batch_size, 1, dtype=torch.int64), gaps.cumsum(1)), 1)
-    time = torch.arange(length).expand(batch_size, -1).contiguous()
-    regime = torch.searchsorted(switches, time, right=True) - 1
-    return regime, time - switches.gather(1, regime), count + 1
-
-
-TASKS: dict[str, type[Task]] = {
-    task.name: task
-    for task in (
-        Copy,
-        MultiQueryRecall,
-        ReboundRecall,
-        SpreadRecall,
-        MultiHopRecall,
-        RecallAtDistance,
-        RecallInText,
-        DriftingSystem,
-        LinearSystem,
-    )
-}
-"""Every task by the name that `ssmn train --task` takes."""
 
 
 def _any(generator: torch.Generator, shape: tuple[int, ...] | torch.Size, pool: range) -> Tensor:
