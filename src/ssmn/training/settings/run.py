@@ -1,30 +1,21 @@
-"""Settings of a training run: a TOML file, `--set` overrides, and the checks that name a bad setting."""
+"""Everything that decides a training run, and the checks that name a bad setting."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import json
 import math
-import os
-import tomllib
-import types
-import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import resources
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from ssmn.config import PRESETS, SSMNConfig, StackConfig, TextSSMNConfig
 from ssmn.errors import ConfigError
+from ssmn.training.settings.values import build, convert, refuse_unknown, section
 from ssmn.training.tasks import TASKS, Task
 
 ComputeDtype = Literal["auto", "float32", "bfloat16"]
 Optimizer = Literal["adamw", "muon"]
 WriteTraining = Literal["penalty", "multiplier", "annealing"]
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,20 +210,20 @@ class TrainConfig:
         Raises:
             ConfigError: A setting is unknown, of the wrong type, or out of range.
         """
-        _refuse_unknown("settings", values, [setting.name for setting in dataclasses.fields(cls)])
-        sections = {name: _section(name, values[name]) for name in values if name != "seed"}
-        settings: dict[str, Any] = {"seed": _convert("settings: seed", values.get("seed", 0), int)}
+        refuse_unknown("settings", values, [setting.name for setting in dataclasses.fields(cls)])
+        sections = {name: section(name, values[name]) for name in values if name != "seed"}
+        settings: dict[str, Any] = {"seed": convert("settings: seed", values.get("seed", 0), int)}
         if "data" in sections:
-            settings["data"] = _build(DataConfig, "data", sections["data"])
+            settings["data"] = build(DataConfig, "data", sections["data"])
         if "task" in sections:
             settings["task"] = task_from_dict(sections["task"])
         if "train" in sections:
-            settings["train"] = _build(OptimisationConfig, "train", sections["train"])
+            settings["train"] = build(OptimisationConfig, "train", sections["train"])
         if "model" in sections:
             settings["model"] = sections["model"]
         if "evaluate" in sections:
             settings["evaluate"] = {
-                name: _build(Examination, f"evaluate.{name}", _section(f"evaluate.{name}", table))
+                name: build(Examination, f"evaluate.{name}", section(f"evaluate.{name}", table))
                 for name, table in sections["evaluate"].items()
             }
         config = cls(**settings)
@@ -284,236 +275,7 @@ def task_from_dict(values: Mapping[str, Any], where: str = "task") -> Task:
     """Builds the task that `values["name"]` names."""
     if values.get("name") not in TASKS:
         raise ConfigError(f"{where}: name={values.get('name')!r}; wanted one of {', '.join(TASKS)}.")
-    return _build(TASKS[values["name"]], where, {key: value for key, value in values.items() if key != "name"})
-
-
-def shipped_configs() -> list[str]:
-    """Names of the configurations that come with the library."""
-    folder = resources.files("ssmn.training") / "configs"
-    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
-
-
-def load_settings(source: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads settings; `TrainConfig.from_dict` checks them.
-
-    Args:
-        source: A TOML file, or the name of a shipped configuration. A file may begin with
-            `extends = "name"` and then only holds what differs.
-
-    Returns:
-        Nested plain values.
-
-    Raises:
-        ConfigError: No such file or name, or not TOML.
-
-    Example:
-        >>> from ssmn.training import load_settings
-        >>> load_settings("mqar-window-only")["model"]["layer_types"]
-        ['static', 'static']
-    """
-    return _read(os.fspath(source), seen=())
-
-
-def override(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """Settings with changes on top.
-
-    Args:
-        values: Nested plain values.
-        overrides: `section.setting=value` each; the value is TOML, and a bare word is a string.
-
-    Returns:
-        Nested plain values.
-
-    Raises:
-        ConfigError: A malformed change.
-    """
-    for change in overrides:
-        path, sign, text = change.partition("=")
-        names = path.strip().split(".")
-        if not sign or not all(names):
-            raise ConfigError(f"--set {change!r}: wanted section.setting=value, such as train.steps=100.")
-        nested: Any = _value(text.strip())
-        for name in reversed(names):
-            nested = {name: nested}
-        values = extend(values, nested)
-    return dict(values)
-
-
-def settings_for(
-    config: str | os.PathLike[str] | None = None,
-    *,
-    text: str | os.PathLike[str] | None = None,
-    series: str | os.PathLike[str] | None = None,
-    task: str | None = None,
-    overrides: Iterable[str] = (),
-) -> dict[str, Any]:
-    """Settings for data or a task, on top of a configuration or of the one that is shipped for it.
-
-    Args:
-        config: A TOML file, or the name of a shipped configuration.
-        text: A text file, or a folder of them.
-        series: A CSV file, or a folder of them.
-        task: The name of a task.
-        overrides: `section.setting=value` each.
-
-    Returns:
-        Nested plain values for `TrainConfig.from_dict`.
-
-    Raises:
-        ConfigError: Nothing was named, or more than one of text, series and task.
-
-    Example:
-        >>> from ssmn.training import settings_for
-        >>> settings_for(task="mqar", overrides=["task.pairs=16"])["task"]
-        {'name': 'mqar', 'pairs': 16}
-    """
-    named = {"text": text, "series": series, "task": task}
-    chosen = [name for name, value in named.items() if value is not None]
-    if len(chosen) > 1:
-        raise ConfigError(f"settings: {' and '.join(chosen)} were given; wanted one of text, series and task.")
-    if task is not None and task not in TASKS:
-        near = difflib.get_close_matches(task, TASKS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"wanted one of {', '.join(TASKS)}."
-        raise ConfigError(f"settings: unknown task {task!r}; {hint}")
-    if config is None:
-        if not chosen:
-            raise ConfigError("settings: nothing to train on; give a configuration, or one of text, series and task.")
-        config = _CONFIG_OF_TASK[task] if task is not None else chosen[0]
-    values = load_settings(config)
-    if task is not None:
-        is_same = isinstance(values.get("task"), Mapping) and values["task"].get("name") == task
-        others = () if is_same else ("data", "evaluate")
-        values = extend({name: table for name, table in values.items() if name not in others}, {"task": {"name": task}})
-    for kind, path in (("text", text), ("series", series)):
-        if path is not None:
-            data = {name: value for name, value in values.pop("data", {}).items() if name not in ("text", "series")}
-            values = {name: table for name, table in values.items() if name not in ("task", "evaluate")}
-            values["data"] = {**data, kind: os.fspath(path)}
-    return override(values, overrides)
-
-
-_CONFIG_OF_TASK = {
-    "copy": "copy",
-    "mqar": "mqar",
-    "mqar-rebound": "rebound",
-    "mqar-spread": "mqar-spread",
-    "multi-hop": "hop2",
-    "distance": "distance",
-    "text-recall": "text-recall",
-    "drift": "drift",
-    "system": "system",
-}
-
-
-def extend(base: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the settings of `extra` on top, section by section; another task starts from its defaults."""
-    merged = dict(base)
-    for name, value in extra.items():
-        below = merged.get(name)
-        if isinstance(below, Mapping) and isinstance(value, Mapping):
-            is_other_task = name == "task" and value.get("name", below.get("name")) != below.get("name")
-            value = value if is_other_task else extend(below, value)
-        merged[name] = value
-    return merged
-
-
-def differences(first: Mapping[str, Any], second: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Dotted names of the settings in which two nested tables differ."""
-    names = []
-    for name in {**first, **second}:
-        one, other = first.get(name), second.get(name)
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
-            names += differences(one, other, f"{prefix}{name}.")
-        elif one != other:
-            names.append(f"{prefix}{name}")
-    return names
-
-
-def to_toml(values: Mapping[str, Any], prefix: str = "") -> str:
-    """Writes nested plain values as TOML."""
-    lines = [f"{_key(name)} = {_literal(value)}" for name, value in values.items() if not isinstance(value, Mapping)]
-    text = "\n".join(lines) + "\n" if lines else ""
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            body = to_toml(value, f"{prefix}{_key(name)}.")
-            header = "" if body.startswith("[") else f"[{prefix}{_key(name)}]\n"
-            text += ("\n" if text else "") + header + body
-    return text
-
-
-def _read(source: str, seen: tuple[str, ...]) -> dict[str, Any]:
-    path = Path(source)
-    if not path.is_file():
-        if source not in shipped_configs():
-            near = difflib.get_close_matches(source, shipped_configs(), n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"shipped are {', '.join(shipped_configs())}."
-            raise ConfigError(f"settings: {source!r} is neither a file nor a shipped configuration; {hint}")
-        path = Path(str(resources.files("ssmn.training") / "configs" / f"{source}.toml"))
-    if str(path) in seen:
-        raise ConfigError(f"settings: {path} extends itself.")
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"settings: {path} is not a TOML file ({error}).") from error
-    base = values.pop("extends", None)
-    if base is None:
-        return values
-    beside = path.parent / str(base)
-    return extend(_read(str(beside) if beside.is_file() else str(base), (*seen, str(path))), values)
-
-
-def _value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def _section(name: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"settings: {name}={value!r}; wanted a section [{name}].")
-    return dict(value)
-
-
-def _refuse_unknown(where: str, values: Mapping[str, Any], known: list[str]) -> None:
-    for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}."
-            raise ConfigError(f"{where}: unknown setting {key!r}; {hint}")
-
-
-def _build(cls: type[T], where: str, values: Mapping[str, Any]) -> T:
-    hints = typing.get_type_hints(cls)
-    known = [setting.name for setting in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    _refuse_unknown(where, values, known)
-    return cls(**{name: _convert(f"{where}: {name}", value, hints[name]) for name, value in values.items()})
-
-
-def _convert(where: str, value: Any, hint: Any) -> Any:
-    """The value as the annotated type; integers serve as numbers, arrays as tuples, and "none" as None."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        if value == "none":
-            return None
-        return _convert(where, value, next(kind for kind in arguments if kind is not types.NoneType))
-    if origin is Literal:
-        if value not in arguments:
-            raise ConfigError(f"{where}={value!r}; wanted one of {', '.join(map(str, arguments))}.")
-        return value
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)) or len(value) != len(arguments):
-            raise ConfigError(f"{where}={value!r}; wanted {len(arguments)} values in [ ].")
-        return tuple(_convert(where, item, kind) for item, kind in zip(value, arguments, strict=True))
-    if origin is not None:
-        return _section(where, value)
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is float and is_number and math.isfinite(value):
-        return float(value)
-    wanted = {int: "an integer", float: "a finite number", bool: "true or false", str: "a string"}[hint]
-    if hint is float or not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise ConfigError(f"{where}={value!r}; wanted {wanted}.")
-    return value
+    return build(TASKS[values["name"]], where, {key: value for key, value in values.items() if key != "name"})
 
 
 def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -522,14 +284,3 @@ def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in values.items()
         if value is not None
     }
-
-
-def _key(name: str) -> str:
-    is_bare = name.isascii() and name.replace("-", "").replace("_", "").isalnum()
-    return name if is_bare else json.dumps(name, ensure_ascii=False)
-
-
-def _literal(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(_literal(item) for item in value)}]"
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, (str, bool)) else repr(value)
