@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import ssmn
+from ssmn import native
 from ssmn.cli import main
 from ssmn.errors import ConfigError, FileError, MissingExtraError, TrainingError
 from ssmn.files import read_file
@@ -34,10 +35,10 @@ from ssmn.training import (
     shipped_configs,
     train,
 )
-from ssmn.training import loop as loop_module
 from ssmn.training.data import Corpus, StreamBatches, shuffled, text_files
 from ssmn.training.muon import Muon
 from ssmn.training.settings import OptimisationConfig, differences, extend, override, to_toml
+from ssmn.training.trainer import BfloatProducts, Trainer
 
 MODEL = {"hidden_dim": 16, "num_layers": 2, "num_heads": 2, "window_size": 5, "ffn_dim": 24}
 LINES = "the cat sat on the mat; the dog sat on the log.\nné 🙂 again and again\n"
@@ -427,7 +428,7 @@ def test_a_standard_model_learns_a_table(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("what", ["loss", "gradient", "weights"])
 def test_nothing_bad_is_ever_saved(book: Path, tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    advance = loop_module._Trainer.advance
+    advance = Trainer.advance
 
     def sabotaged(trainer: Any, batch: Any) -> Any:
         if trainer.step == 8 and what == "loss":
@@ -439,7 +440,7 @@ def test_nothing_bad_is_ever_saved(book: Path, tmp_path: Path, what: str, monkey
             trainer.model.norm.weight.data.fill_(math.nan)
         return result
 
-    monkeypatch.setattr(loop_module._Trainer, "advance", sabotaged)
+    monkeypatch.setattr(Trainer, "advance", sabotaged)
     message = {
         "loss": r"the loss is nan at step 9 \(data: .*book\.txt\)",
         "gradient": r"the gradient's norm is nan at step 9 \(data: .*book\.txt\)",
@@ -469,7 +470,7 @@ def test_bfloat16_rounds_weight_products_and_not_the_recurrence(backend: Any) ->
     k, v = torch.randn(2, 2, 70, 1, 8)
     k, eta, log_decay = torch.nn.functional.normalize(k, dim=-1), torch.rand(2, 70, 1), -torch.rand(2, 70, 1) / 9
     linear = torch.nn.Linear(8, 5)
-    with loop_module._BfloatProducts():
+    with BfloatProducts():
         rounded = linear(k)
         _, low = ssmn.ops.memory_write(k, v, eta=eta, log_decay=log_decay, backend=backend)
     _, exact = ssmn.ops.memory_write(k, v, eta=eta, log_decay=log_decay, backend=backend)
@@ -483,7 +484,7 @@ def test_bfloat16_rounds_weight_products_and_not_the_recurrence(backend: Any) ->
 
 def test_only_matrices_decay() -> None:
     model = build_model(ssmn.TextSSMNConfig(vocab_size=11, **MODEL))  # type: ignore[arg-type]
-    trainer = loop_module._Trainer(model, OptimisationConfig(weight_decay=0.3))
+    trainer = Trainer(model, OptimisationConfig(weight_decay=0.3))
     [adam] = trainer.optimizers
     decayed, free = adam.param_groups
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.3, 0.0)
@@ -496,7 +497,7 @@ def test_only_matrices_decay() -> None:
 def test_muon_turns_the_inner_matrices() -> None:
     model = build_model(ssmn.TextSSMNConfig(vocab_size=11, semantic_encoder=True, **MODEL))  # type: ignore[arg-type]
     settings = OptimisationConfig(optimizer="muon", weight_decay=0.3)
-    muon, adam = loop_module._Trainer(model, settings).optimizers
+    muon, adam = Trainer(model, settings).optimizers
     names = {id(weight): name for name, weight in model.named_parameters()}
     turned = {names[id(weight)] for group in muon.param_groups for weight in group["params"]}
     left = {names[id(weight)] for group in adam.param_groups for weight in group["params"]}
@@ -531,10 +532,10 @@ def test_auto_takes_bfloat16_only_where_the_processor_has_it(monkeypatch: pytest
     model = build_model(ssmn.TextSSMNConfig(vocab_size=11, **MODEL))  # type: ignore[arg-type]
     settings = OptimisationConfig(compute_dtype="auto")
     for paths, is_low in ((("avx512-bf16", "avx2"), True), (("avx512", "avx2"), False), ((), False)):
-        status = dataclasses.replace(loop_module.native.status(), runnable=paths)
-        monkeypatch.setattr(loop_module.native, "status", lambda status=status: status)
-        products = loop_module._Trainer(model, settings).products
-        assert isinstance(products, loop_module._BfloatProducts) == is_low
+        status = dataclasses.replace(native.status(), runnable=paths)
+        monkeypatch.setattr(native, "status", lambda status=status: status)
+        products = Trainer(model, settings).products
+        assert isinstance(products, BfloatProducts) == is_low
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -1,0 +1,163 @@
+"""One training step, and everything that the next one depends on."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from ssmn import native
+from ssmn.errors import TrainingError
+from ssmn.layers.heads import Prediction
+from ssmn.models import SSMN
+from ssmn.models.stack import Stack
+from ssmn.state import StreamState
+from ssmn.training.evaluate import loss_of, outputs_of
+from ssmn.training.muon import Muon
+from ssmn.training.settings import OptimisationConfig
+from ssmn.training.sparse import SparseTraining
+from ssmn.training.tasks import Batch
+
+
+class BfloatProducts(TorchFunctionMode):
+    """Within it, products with weights are computed on bfloat16 copies; all else stays as it is.
+
+    `torch.autocast` would also round the matrix products inside the memory's recurrence, and with
+    them the state.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not functional.linear:
+            return func(*args, **(kwargs or {}))
+        low = [item.bfloat16() if isinstance(item, Tensor) else item for item in args]
+        return func(*low, **(kwargs or {})).to(args[0].dtype)
+
+
+def _has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16: in software its products are many times slower than in float32."""
+    return "avx512-bf16" in native.status().runnable
+
+
+_ADAM_KEYS, _MUON_KEYS = ("step", "exp_avg", "exp_avg_sq"), ("momentum_buffer",)
+_LEAST_MUON = 8
+"""Matrices with fewer rows or columns (gates, short convolutions) are left to AdamW."""
+
+
+def _optimizers(named: dict[str, torch.nn.Parameter], settings: OptimisationConfig) -> list[torch.optim.Optimizer]:
+    """AdamW, with weight decay on matrices alone, and Muon before it if it is wanted."""
+    turned: list[Tensor] = []
+    if settings.optimizer == "muon":
+        inner = [weight for name, weight in named.items() if name.startswith(("blocks.", "encoder."))]
+        turned = [weight for weight in inner if weight.dim() == 2 and min(weight.shape) >= _LEAST_MUON]
+    left = [weight for weight in named.values() if not any(weight is other for other in turned)]
+    groups = [
+        {"params": [weight for weight in left if weight.dim() >= 2], "weight_decay": settings.weight_decay},
+        {"params": [weight for weight in left if weight.dim() < 2], "weight_decay": 0.0},
+    ]
+    rate = settings.learning_rate
+    adam = torch.optim.AdamW(groups, lr=rate, betas=settings.betas, fused=True)
+    if not turned:
+        return [adam]
+    return [Muon(turned, lr=rate, weight_decay=settings.weight_decay), adam]
+
+
+class Trainer:
+    """A model, its optimizer and the carried state: what one step changes and a checkpoint holds."""
+
+    def __init__(self, model: Stack, settings: OptimisationConfig):
+        self.model, self.settings = model, settings
+        self.step = 0
+        self.state: StreamState | None = None
+        self.sparse = None if settings.write_rate is None else SparseTraining(model, settings)
+        self.named = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        is_low = settings.compute_dtype == "bfloat16" or (settings.compute_dtype == "auto" and _has_bfloat16())
+        self.products = BfloatProducts() if is_low else contextlib.nullcontext()
+        self.optimizers = _optimizers(self.named, settings)
+
+    def advance(self, batch: Batch) -> tuple[Tensor | Prediction, Tensor, float, float]:
+        """One optimizer step; returns the output, the loss, the gradient's norm and the learning rate."""
+        rate = self.settings.rate(self.step)
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
+            group["lr"] = rate
+        self._check_data(batch)
+        before = None if batch.fresh or self.state is None else self.state.detach()
+        reset = None
+        if before is not None and batch.fresh_rows is not None:
+            reset = torch.zeros(batch.inputs.shape[:2], dtype=torch.bool)
+            reset[:, 0] = batch.fresh_rows
+        if self.sparse is not None:
+            self.sparse.prepare(self.step)
+        with self.products:
+            output, state = outputs_of(self.model, batch, before, reset=reset)
+        loss = loss_of(output, batch)
+        self._check_finite("loss", loss.item(), batch)
+        self.model.zero_grad(set_to_none=True)
+        (loss if self.sparse is None else loss + self.sparse.penalty()).backward()
+        norm = float(torch.nn.utils.clip_grad_norm_(self.named.values(), self.settings.clip_norm))
+        self._check_finite("gradient's norm", norm, batch)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.state = state.detach()
+        self.step += 1
+        return output.detach(), loss.detach(), norm, rate
+
+    def _check_data(self, batch: Batch) -> None:
+        if not batch.inputs.is_floating_point():
+            return
+        has_gaps = isinstance(self.model, SSMN) and self.model.config.missing == "mask"
+        data = (batch.inputs, batch.targets)
+        if not all(bool((~x.isinf() if has_gaps else x.isfinite()).all()) for x in data):
+            raise TrainingError(
+                f"train: the data of step {self.step + 1} is not finite (in {batch.source}); fill the gaps in, leave "
+                f"the rows out, or let model.missing='mask' (for NaN). The last checkpoint is kept."
+            )
+
+    def _check_finite(self, what: str, value: float, batch: Batch) -> None:
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"train: the {what} is {value} at step {self.step + 1} (data: {batch.source}). The last checkpoint is "
+                f"kept: go on from it with --resume and a lower train.learning_rate."
+            )
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Everything that the next step depends on."""
+        tensors = {f"model.{name}": weight for name, weight in self.model.state_dict().items()}
+        for optimizer in self.optimizers:
+            for name, weight in self.named.items():
+                for key, value in optimizer.state.get(weight, {}).items():
+                    tensors[f"optimizer.{key}.{name}"] = value
+        if self.state is not None:
+            tensors |= {f"stream.{name}": value for name, value in self.state.named_tensors().items()}
+        if self.sparse is not None:
+            tensors |= self.sparse.tensors()
+        tensors["random"] = torch.get_rng_state()
+        return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+
+    def load(self, arrays: dict[str, np.ndarray], step: int) -> None:
+        """The reverse of `tensors`."""
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        self.model.load_state_dict(_under("model.", tensors))
+        for optimizer in self.optimizers:
+            mine = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+            keys = _ADAM_KEYS if isinstance(optimizer, torch.optim.AdamW) else _MUON_KEYS
+            for name, weight in self.named.items():
+                if id(weight) in mine:
+                    optimizer.state[weight] = {key: tensors[f"optimizer.{key}.{name}"] for key in keys}
+        if self.sparse is not None:
+            self.sparse.load(tensors)
+        stream = _under("stream.", tensors)
+        if stream:
+            batch_size = stream["position"].shape[0]
+            self.state = self.model.init_state(batch_size).with_tensors(stream)
+        torch.set_rng_state(tensors["random"])
+        self.step = step
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
