@@ -149,10 +149,6 @@ SSMN_INLINE CountPart dot_unsigned(CountPart sum, CodePart codes, int32_t x) {
 
 constexpr int64_t kCodePartBytes = 64 / kCodeParts;
 
-struct Codes {
-    CodePart part[kCodeParts];
-};
-
 struct Counts {
     CountPart part[kCodeParts];
 };

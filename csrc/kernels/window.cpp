@@ -20,7 +20,6 @@ namespace SSMN_PATH {
 namespace {
 
 constexpr float kLog2OfE = 1.44269504088896341f;
-constexpr float kLogOf2 = 0.693147180559945309f;
 constexpr float kLowest = -1e30f;  // a first maximum that stays finite when subtracted from kUnseen
 
 // What a slab keeps for kBlock queries of one head.

@@ -403,11 +403,14 @@ void check_refusals() {
     check(model->streams == before && model->positions[0] == 0, "series: nothing has changed");
 }
 
-}  // namespace
-
-int main() {
+void check_all() {
     std::mt19937 random(1);
     for (const Settings& settings : kSettings) check_settings(settings, random);
     check_refusals();
-    return report("engine_series_test");
+}
+
+}  // namespace
+
+int main() {
+    return on_every_path("engine_series", check_all);
 }

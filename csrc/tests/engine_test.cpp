@@ -298,9 +298,7 @@ void check_refusals() {
     check(ssmn_engine_run(&model->engine, &nothing) == SSMN_OK && model->positions[0] == 1, "engine: no steps");
 }
 
-}  // namespace
-
-int main() {
+void check_all() {
     std::mt19937 random(1);
     const int64_t sizes[][2] = {{1, 1}, {16, 32}, {17, 33}, {64, 64}, {31, 3}, {100, 95}, {130, 160}};
     for (const int64_t format : kFormats) {
@@ -314,5 +312,10 @@ int main() {
     check_adapted(1);
     check_adapted(3);
     check_refusals();
-    return report("engine_test");
+}
+
+}  // namespace
+
+int main() {
+    return on_every_path("engine", check_all);
 }

@@ -277,9 +277,7 @@ void run_rules(
         }
 }
 
-}  // namespace
-
-int main() {
+void check_all() {
     const int64_t C = ssmn_chunk_size(), P = ssmn_memory_window();
     const auto plain = [](Case&) {};
     for (int64_t steps : {int64_t{0}, int64_t{1}, int64_t{2}, int64_t{17}, C, C + 1, P + C + 5})
@@ -302,5 +300,10 @@ int main() {
             c.reset_some(8, 30);
         });
     run_rules("no rows", {0, 12, 2, 4, 3, 0, 0, 0, 1}, false, plain);
-    return report("memory");
+}
+
+}  // namespace
+
+int main() {
+    return on_every_path("memory", check_all);
 }

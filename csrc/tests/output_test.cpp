@@ -112,9 +112,7 @@ void run(const Case& c) {
     check_close(prediction, s.prediction, c.name + ": prediction", 2e-5);
 }
 
-}  // namespace
-
-int main() {
+void check_all() {
     run({"one step", {3, 1, 37, 12, 3, 0.02f}});
     run({"odd sizes", {2, 67, 301, 19, 2, 0.02f}});
     run({"whole vectors", {1, 64, 128, 32, 1, 0.02f}});
@@ -126,5 +124,10 @@ int main() {
     run({"packed", {1, 80, 40, 10, 5, 0.02f}, true, true, {0, 0, 33, 34, 80, 80}});
     run({"threads", {4, 70, 600, 24, 4, 0.02f}, true, false, {}, 1.5, 0.05, 3});
     run({"nothing", {2, 0, 11, 4, 2, 0.02f}});
-    return report("output_test");
+}
+
+}  // namespace
+
+int main() {
+    return on_every_path("output", check_all);
 }

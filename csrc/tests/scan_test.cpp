@@ -125,9 +125,7 @@ void run(const Case& c) {
     check_gradient(d_x_alone, p.x, loss, random, c.name + ": d_x without d_final_state");
 }
 
-}  // namespace
-
-int main() {
+void check_all() {
     run({"one step", {3, 1, 5, 3, 0}});
     run({"odd sizes", {2, 37, 19, 2, 0}});
     run({"several stretches", {1, 23, 301, 1, 0}});
@@ -141,5 +139,10 @@ int main() {
     run({"packed and fresh", {1, 9, 3, 4, 0}, false, true, true, {0, 4, 4, 8, 9}});
     run({"threads", {5, 700, 160, 5, 0}, true, true, true, {}, 3});
     run({"nothing", {2, 0, 6, 2, 0}});
-    return report("scan_test");
+}
+
+}  // namespace
+
+int main() {
+    return on_every_path("scan", check_all);
 }

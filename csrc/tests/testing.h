@@ -7,11 +7,15 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <functional>
 #include <limits>
 #include <random>
+#include <sstream>
 #include <string>
 #include <vector>
+
+#include "ssmn.h"
 
 namespace testing {
 
@@ -100,7 +104,16 @@ inline double inner(const Numbers& x, const Numbers& y) {
     return sum;
 }
 
-inline int report(const char* name) {
+// Runs the checks with every set of kernels that can run here, or with the one that SSMN_KERNELS names; returns what
+// `main` is to return.
+inline int on_every_path(const char* name, void (*checks_of_all)()) {
+    std::istringstream paths(std::getenv("SSMN_KERNELS") != nullptr ? ssmn_kernel_path() : ssmn_kernel_paths());
+    for (std::string path; paths >> path;) {
+        const int before = failures;
+        check(ssmn_use_kernel_path(path.c_str()) == SSMN_OK, path);
+        checks_of_all();
+        if (failures > before) std::fprintf(stderr, "with the kernels %s\n", path.c_str());
+    }
     std::printf("%s: %d passed, %d failed\n", name, checks - failures, failures);
     return failures == 0 ? 0 : 1;
 }

@@ -1,5 +1,4 @@
 // The window attention against loops over its steps in double, which keep the ring as the manual describes it.
-#include <cstdlib>
 #include <cstring>
 #include <sstream>
 
@@ -376,23 +375,20 @@ void check_features(
         }
 }
 
+void check_all() {
+    for (int64_t steps : {0, 1, 4, 5, 33, 70})
+        for (int64_t window : {1, 2, 5, 64}) check_features(2, steps, 4, 2, 12, window);
+    check_features(2, 3, 2, 2, 5, 7);
+    check_features(3, 45, 6, 2, 5, 31);
+    check_features(1, 129, 3, 1, 80, 65);
+    check_features(1, 150, 2, 2, 36, 520);
+    check_features(0, 9, 2, 1, 8, 4);
+    check_features(1, 700, 2, 1, 8, 40);    // several slabs
+    check_features(1, 700, 1, 1, 14, 600);  // a window longer than a slab
+}
+
 }  // namespace
 
 int main() {
-    std::istringstream paths(std::getenv("SSMN_KERNELS") != nullptr ? ssmn_kernel_path() : ssmn_kernel_paths());
-    for (std::string path; paths >> path;) {
-        check(ssmn_use_kernel_path(path.c_str()) == SSMN_OK, path);
-        const int before = failures;
-        for (int64_t steps : {0, 1, 4, 5, 33, 70})
-            for (int64_t window : {1, 2, 5, 64}) check_features(2, steps, 4, 2, 12, window);
-        check_features(2, 3, 2, 2, 5, 7);
-        check_features(3, 45, 6, 2, 5, 31);
-        check_features(1, 129, 3, 1, 80, 65);
-        check_features(1, 150, 2, 2, 36, 520);
-        check_features(0, 9, 2, 1, 8, 4);
-        check_features(1, 700, 2, 1, 8, 40);    // several slabs
-        check_features(1, 700, 1, 1, 14, 600);  // a window longer than a slab
-        if (failures > before) std::fprintf(stderr, "with the kernels %s\n", path.c_str());
-    }
-    return report("window");
+    return on_every_path("window", check_all);
 }
