@@ -147,8 +147,10 @@ def check_range(op: str, name: str, tensor: Tensor, low: float, high: float) -> 
     """Refuses values outside [low, high] and NaN, where values can be seen."""
     if hides_values() or tensor.numel() == 0:
         return
-    if tensor.numel() <= _FEW and all(low <= value <= high for value in tensor.detach().reshape(-1).tolist()):
-        return
+    if tensor.numel() <= _FEW:
+        few = tensor if tensor.dim() == 1 else tensor.detach().reshape(-1)
+        if all(low <= value <= high for value in few.tolist()):
+            return
     least, most = torch.aminmax(tensor.detach())
     if not (low <= float(least) and float(most) <= high):
         raise RangeError(f"{op}: {name} lies in [{float(least):g}, {float(most):g}]; wanted [{low:g}, {high:g}].")
