@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 from ssmn import native
 from ssmn.config import StackConfig, TextSSMNConfig
-from ssmn.errors import MissingExtraError, TrainingError
+from ssmn.errors import FileError, MissingExtraError, TrainingError
 from ssmn.files import atomic_write, read_file, write_file
 from ssmn.layers.heads import Prediction
 from ssmn.models import SSMN, TextSSMN
@@ -134,6 +134,7 @@ def train(
     Raises:
         TrainingError: There is no data or too little; data, loss or gradient is not finite (the step
             and the file are named); the folder holds another run, or none to resume.
+        FileError: The folder cannot be made or written, or a file not be read.
         MissingExtraError: `train.tensorboard = true` without tensorboard.
 
     Example:
@@ -151,7 +152,10 @@ def train(
         raise TrainingError(f"train: {folder} has no {CHECKPOINT_FILE} to resume; leave --resume out to start there.")
     if has_run and not resume:
         raise TrainingError(f"train: {folder} already holds a run; pass --resume to go on, or another --out.")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"train: {folder} cannot be made a folder ({error.strerror}); choose another --out.") from error
     with kept_heap(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         source = _open_source(config, folder, resume, corpora)
@@ -405,7 +409,7 @@ def _restore(trainer: _Trainer, folder: Path, config: TrainConfig, source: _Sour
     ]
     if changed:
         raise TrainingError(
-            f"train: {', '.join(changed)} differ from the run in {folder}; resume with its own {SETTINGS_FILE}, or "
+            f"train: {', '.join(changed)} differ{'s' * (len(changed) == 1)} from the run in {folder}; resume with its own {SETTINGS_FILE}, or "
             f"start in another --out."
         )
     if header["data"] != source.digest:
