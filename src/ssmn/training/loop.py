@@ -409,8 +409,8 @@ def _restore(trainer: _Trainer, folder: Path, config: TrainConfig, source: _Sour
     ]
     if changed:
         raise TrainingError(
-            f"train: {', '.join(changed)} differ{'s' * (len(changed) == 1)} from the run in {folder}; resume with its own {SETTINGS_FILE}, or "
-            f"start in another --out."
+            f"train: {', '.join(changed)} differ{'s' * (len(changed) == 1)} from the run in {folder}; resume with its "
+            f"own {SETTINGS_FILE}, or start in another --out."
         )
     if header["data"] != source.digest:
         raise TrainingError(f"train: the data is not what the run in {folder} was reading; restore it, or start anew.")
