@@ -86,8 +86,8 @@ static ssmn_engine open_image(const char* path) {
     return engine;
 }
 
-/* Room for `count` fresh streams. Stream i is the floats from streams + i * stream_floats, positions[i] and learning[i]:
- * copy these three and you have forked or saved it; zero the first two and it is fresh. */
+/* Room for `count` fresh streams. Stream i is the floats from streams + i * stream_floats, positions[i] and
+ * learning[i]: copy these three and you have forked or saved it; zero the first two and it is fresh. */
 static void make_streams(ssmn_engine* engine, int64_t count) {
     ssmn_engine_learning* learning = zeros(count * (int64_t)sizeof *learning);
     for (int64_t i = 0; i < count; ++i)
