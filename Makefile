@@ -9,7 +9,7 @@ JOBS ?= 2
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 READY := .venv/.ready
-CXX_FILES := $(wildcard csrc/*/*.cpp csrc/*/*.h)
+CXX_FILES := $(wildcard csrc/*/*.cpp csrc/*/*.h examples/*.c)
 
 .PHONY: setup corpus demo demo-model notebook docs bench-peers test check check-slow check-hf sanitize format clean
 

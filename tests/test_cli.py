@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -125,6 +126,11 @@ def test_debug_after_two_dashes_belongs_to_the_verb(run: Runner, tmp_path: Path)
     [
         (ValueError("two\nlines"), 1, "ssmn: ValueError: two lines (--debug shows where)\n"),
         (OSError(28, "No space left on device"), 1, "ssmn: [Errno 28] No space left on device\n"),
+        (
+            FileNotFoundError(2, "No such file or directory", "notes.txt"),
+            1,
+            "ssmn: notes.txt: no such file or directory; check the name and the folder.\n",
+        ),
         (KeyboardInterrupt(), 130, ""),
     ],
 )
@@ -206,6 +212,17 @@ def test_frozen_and_plastic_streams_differ(run: Runner, text_folder: Path) -> No
     assert len(set(outs.values())) == len(outs)
     run(*words, "--eta", "1.5", code=1)
     assert "plasticity_eta=1.5; wanted finite numbers in [0, 1]" in run.err
+
+
+def test_a_state_that_could_not_be_saved_is_refused_at_once(
+    run: Runner, text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "missing"
+    run("stream", "--model", text_folder, "--state", place / "s.safetensors", stdin=TEXT, code=1)
+    assert run.out == "" and f"the folder {place} does not exist; make it first (mkdir -p {place})." in run.err
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    run("generate", "x", "--model", text_folder, "--state", tmp_path / "s.safetensors", code=1)
+    assert run.out == "" and f"nothing can be written in {tmp_path}; choose another place." in run.err
 
 
 def test_stream_predicts_rows(run: Runner, row_folder: Path) -> None:

@@ -185,6 +185,8 @@ def test_a_chat_template_gives_the_strings_around_the_turns(tmp_path: Path) -> N
         ("{{ raise_exception('no users') }}", r"cannot be rendered \(no users\)"),
         ("{{ messages | length }}{{ messages[0]['content'] }}", "does not put the same strings around every turn"),
         ("{{ messages.__class__.__mro__ }}{{ messages[0]['content'] }}", "the chat template"),
+        ("{{ 1 / 0 }}", r"cannot be rendered \(division by zero\)"),
+        ("{{ range(1000000000) | length }}", "cannot be rendered .*Range too big"),
         (["a"], "chat_template is list; wanted one template"),
     ],
 )

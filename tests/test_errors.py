@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -372,7 +373,12 @@ def check_learning(owner: str, call: Callable[..., Any]) -> None:
     ("build", "words"),
     [
         (lambda: SynapticMemory(D, 5), "SynapticMemory: heads=5; wanted a divisor of hidden_dim=12."),
-        (lambda: SynapticMemory(D, 0), "SynapticMemory: heads=0; wanted a divisor of hidden_dim=12."),
+        (lambda: SynapticMemory(D, 0), "SynapticMemory: heads=0; wanted a whole number of at least 1."),
+        (lambda: SynapticMemory(D, 1.0), "SynapticMemory: heads=1.0; wanted a whole number of at least 1."),
+        (
+            lambda: SynapticMemory(StackConfig(**STACK)),
+            "SynapticMemory: hidden_dim=StackConfig(…); wanted a whole number of at least 1.",
+        ),
         (
             lambda: SynapticMemory(D, update_rule="oja"),
             "SynapticMemory: update_rule='oja'; wanted one of hebbian, delta, erase.",
@@ -411,7 +417,7 @@ def check_learning(owner: str, call: Callable[..., Any]) -> None:
             lambda: SlidingWindowAttention(D, 3, num_kv_heads=0),
             "SlidingWindowAttention: num_kv_heads=0; wanted a divisor of num_heads=3.",
         ),
-        (lambda: SlidingWindowAttention(D, 3, 0), "SlidingWindowAttention: window_size=0; wanted at least 1."),
+        (lambda: SlidingWindowAttention(D, 3, 0), "SlidingWindowAttention: window_size=0; wanted a whole number of…"),
         (
             lambda: SlidingWindowAttention(D, 4),
             "SlidingWindowAttention: rope_theta=10000.0; wanted a positive base with an even head width, or None.",
@@ -630,8 +636,15 @@ def test_model_folders(tmp_path: Path) -> None:
     refused(FileError, f"{tmp_path}/config.json: cannot be read as JSON (…).", lambda: ssmn.load_model(tmp_path))
     (tmp_path / "config.json").write_text("[]")
     refused(FileError, f"{tmp_path}/config.json: holds list; wanted a JSON object.", lambda: ssmn.load_model(tmp_path))
+    (tmp_path / "config.json").write_text("[" * 200_000)
+    refused(FileError, f"{tmp_path}/config.json: cannot be read as JSON (…).", lambda: ssmn.load_model(tmp_path))
     standard().save_pretrained(tmp_path)
     refused(ConfigError, "TextSSMNConfig: kind='standard'; wanted 'text'.", lambda: TextSSMN.from_pretrained(tmp_path))
+    saved = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**saved, "input_dim": 10**15}))
+    # Before a model of that size is made.
+    words = f"{tmp_path}/config.json: input_dim is 1000000000000000, but the weights were saved with 4; restore it…"
+    refused(FileError, words, lambda: ssmn.load_model(tmp_path))
     (tmp_path / "model.safetensors").unlink()
     refused(
         FileError,

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -57,7 +58,27 @@ def test_with_a_compiler_the_wheel_has_the_kernels_for_every_python(tmp_path):
     wheel = build_wheel(tmp_path)
     assert wheel.name.startswith(f"sparse_stream-{ssmn.__version__}-py3-none-")
     assert not wheel.name.endswith("-any.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    assert {"ssmn/py.typed", "ssmn/_lib/ssmn.h", "ssmn/demo/assets/model/model.safetensors"} <= names
+    assert {name.split("/")[0] for name in names} == {"ssmn", f"sparse_stream-{ssmn.__version__}.dist-info"}
     assert use_wheel(wheel, tmp_path / "unpacked").startswith(f"version {ssmn.__version__}, ")
+
+
+def test_the_archive_of_sources_has_no_library_of_this_machine(tmp_path: Path) -> None:
+    sources = ("pyproject.toml", "README.md", "LICENSE", ".gitignore", "src/ssmn/__init__.py", "src/ssmn/py.typed")
+    built = ("src/ssmn/_lib/libssmn.so", "src/ssmn/__pycache__/cli.cpython-311.pyc", "runs/model/train.toml")
+    for name in (*sources, *built):
+        path = tmp_path / "clone" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes((ROOT / name).read_bytes() if name in sources else b"of this machine")
+    code = "import sys; from scikit_build_core.build import build_sdist; build_sdist(sys.argv[1])"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path / "clone", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with tarfile.open(tmp_path / f"sparse_stream-{ssmn.__version__}.tar.gz") as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert names == {*sources, "PKG-INFO"}
 
 
 def test_importing_the_package_loads_neither_torch_nor_an_extra():

@@ -96,6 +96,10 @@ def test_bad_input_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_text("{}")
     with pytest.raises(FileError, match=r"not a tokenizer\.json"):
         Tokenizer.load(tmp_path / "broken.json")
+    sparse = '{"model": {"type": "WordLevel", "vocab": {"a": 0, "b": 4000000000}, "unk_token": "a"}}'
+    (tmp_path / "sparse.json").write_text(sparse)
+    with pytest.raises(FileError, match=r"sparse\.json: has token number 4000000000; wanted numbers below 16777216"):
+        Tokenizer.load(tmp_path / "sparse.json")
     (tmp_path / "empty.json").write_text('{"model": {"type": "BPE", "vocab": {}, "merges": []}}')
     with pytest.raises(FileError, match="the vocabulary is empty; train the tokenizer first"):
         Tokenizer.load(tmp_path / "empty.json")

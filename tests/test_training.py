@@ -168,6 +168,11 @@ def test_settings_for_data_and_tasks(book: Path) -> None:
         ({"task": {"name": "copy"}, "evaluate": {"x": {"task": {"len": 3}}}}, "evaluate.x.task: unknown setting 'len'"),
         ({"task": {"name": "copy"}, "evaluate": {"x": {"batches": 0}}}, "batches=0"),
         ({"data": {"text": "x"}, "evaluate": {"x": {}}}, "belong to a task"),
+        ({"data": {"text": "x"}, "steps": 3}, "unknown setting 'steps'; did you mean 'train.steps'"),
+        ({"data": {"text": "x"}, "window_size": 3}, "did you mean 'model.window_size'"),
+        ({"data": {"text": "x"}, "model": {"hiden_dim": 3}}, "unknown setting 'hiden_dim'; did you mean 'hidden_dim'"),
+        ({"data": {"series": "x"}, "model": {"hiden_dim": 3}}, "model: unknown setting 'hiden_dim'; did you mean"),
+        ({"data": {"text": "x"}, "model": {"hidden_dim": 33, "num_heads": 2}}, "wanted a divisor of hidden_dim=33"),
     ],
 )
 def test_bad_settings_are_refused(values: dict[str, Any], message: str) -> None:
@@ -274,6 +279,9 @@ def test_data_that_cannot_be_trained_on(book: Path, tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9 " * 50)
     with pytest.raises(FileError, match=r"latin\.txt: byte 3 is not UTF-8; leave the file out"):
         train(text_settings(tmp_path / "latin.txt", data={"tokenizer": "bpe"}), tmp_path / "latin")
+    (tmp_path / "void.txt").touch()
+    with pytest.raises(TrainingError, match="data: there is nothing in it to train on"):
+        train(text_settings(tmp_path / "void.txt"), tmp_path / "void")
 
 
 # --- the loop ---------------------------------------------------------------------------------------------------
@@ -388,9 +396,11 @@ def test_a_run_is_not_overwritten_or_mixed_up(book: Path, tmp_path: Path) -> Non
     train(config, out)
     with pytest.raises(TrainingError, match="already holds a run; pass --resume"):
         train(config, out)
+    with pytest.raises(FileError, match=r"book\.txt cannot be made a folder \(File exists\); choose another --out"):
+        train(config, book)
     with pytest.raises(TrainingError, match=r"model\.window_size, seed differ from the run"):
         train(dataclasses.replace(config, seed=1, model={**config.model, "window_size": 6}), out, resume=True)
-    with pytest.raises(TrainingError, match=r"train\.batch_size differ from the run"):
+    with pytest.raises(TrainingError, match=r"train\.batch_size differs from the run"):
         train(text_settings(book, train={"batch_size": 4}), out, resume=True)
     longer = train(text_settings(book, train={"steps": 3, "learning_rate": 1e-4}), out, resume=True)
     assert longer.step == 3
@@ -618,6 +628,20 @@ def test_train_and_eval_from_the_command_line(
     assert rows[0]["bytes"] < 200
     assert main(["eval", out]) == 1
     assert "was not trained on a task; give --text FILE or --task NAME" in capsys.readouterr().err
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (tmp_path / "void").touch()
+    for name, content in (("a", "naïve"), ("b", "naïve"), ("bad", b"caf\xe9 and more")):
+        (texts / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert main(["eval", out, "--text", str(texts), "--limit", "9", "--json"]) == 0  # cuts the second ï in two
+    assert 0 < json.loads(capsys.readouterr().out.splitlines()[0])["bytes"] < 8
+    for path, words in (
+        (texts, f"byte 15 of {texts} is not UTF-8"),
+        (tmp_path / "nope", "nope does not exist; wanted a text file or a folder"),
+        (tmp_path / "void", "void gives 0 tokens; wanted a text of at least 2"),
+    ):
+        assert main(["eval", out, "--text", str(path)]) == 1
+        assert words in capsys.readouterr().err
     assert main(["eval", out, "--task", "mqar"]) == 1
     assert "task mqar wants a model of vocab_size=1032" in " ".join(capsys.readouterr().err.split())
     assert main(["train", "--text", str(book), "--out", out]) == 1

@@ -544,7 +544,8 @@ typedef struct ssmn_engine {
     int32_t busy;                         /* 0; set while a call runs */
 } ssmn_engine;
 
-/* Fills in where everything lies and how large it is. */
+/* Fills in where everything lies and how large it is. The weights are packed by the Python package, whose
+ * Engine.save_image writes them to a file; examples/engine.c reads such a file and is a whole program. */
 SSMN_API void ssmn_engine_layout(ssmn_engine* engine);
 
 typedef struct ssmn_engine_call {

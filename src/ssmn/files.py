@@ -183,7 +183,7 @@ def read_config(folder: PathLike) -> dict[str, Any]:
         raise FileError(
             f"{folder}: no {CONFIG_FILE}; wanted a folder written by save_pretrained or `ssmn train`."
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FileError(f"{path}: cannot be read as JSON ({error}).") from error
     if not isinstance(values, dict):
         raise FileError(f"{path}: holds {type(values).__name__}; wanted a JSON object.")

@@ -115,7 +115,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        name = "" if isinstance(error, SSMNError | OSError) else f"{type(error).__name__}: "
-        hint = "" if isinstance(error, SSMNError | OSError) else f" ({_DEBUG} shows where)"
-        print(f"ssmn: {name}{' '.join(str(error).split())}{hint}", file=sys.stderr)
+        said = " ".join(str(error).split())
+        if isinstance(error, OSError) and error.filename is not None and error.strerror:
+            said = f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}; check the name and the folder."
+        elif not isinstance(error, SSMNError | OSError):
+            said = f"{type(error).__name__}: {said} ({_DEBUG} shows where)"
+        print(f"ssmn: {said}", file=sys.stderr)
         return 1

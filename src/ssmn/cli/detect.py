@@ -121,6 +121,7 @@ def command(
 def _detector(state: Path | None, columns: int, threshold: float | None, refractory: int | None) -> Detector:
     from ssmn.series import Detector, DetectorConfig
 
+    options.check_place(state)
     if state is not None and state.exists():
         detector = Detector.load(state)
         if detector.columns != columns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import json
 from pathlib import Path
@@ -11,7 +12,7 @@ import typer
 
 from ssmn.cli import options
 from ssmn.cli.train import Display
-from ssmn.errors import ConfigError
+from ssmn.errors import ConfigError, FileError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -24,7 +25,7 @@ Row = dict[str, Any]
 
 def command(
     model: Annotated[Path | None, typer.Argument(help="Folder of a trained model.")] = None,
-    text: Annotated[Path | None, typer.Option(help="Bits per byte of this text file.")] = None,
+    text: Annotated[Path | None, typer.Option(help="Bits per byte of this text file, or of a folder's.")] = None,
     limit: Annotated[int | None, typer.Option(min=2, help="Read only this many bytes of the text.")] = None,
     task: Annotated[str | None, typer.Option(help="Accuracy on this task; the model's own task if absent.")] = None,
     config: Annotated[
@@ -129,10 +130,9 @@ def _text_row(folder: Path, model: Any, text: Path, limit: int | None, name: str
     from ssmn.training import evaluate_stream
 
     tokenizer = options.load_tokenizer(folder, model)
-    with text.open("rb") as file:
-        raw = file.read(-1 if limit is None else limit)
-    # A limit may cut the last character in two.
-    tokens = tokenizer.encode(raw if limit is None else raw.decode("utf-8", "ignore"))
+    tokens = tokenizer.encode(_read(text, limit, utf8=tokenizer.kind != "bytes"))
+    if len(tokens) < 2:
+        raise FileError(f"eval: {text} gives {len(tokens)} tokens; wanted a text of at least 2.")
     score = evaluate_stream(model, tokens, tokenizer=tokenizer, plasticity=control)
     return {
         "memory": name,
@@ -142,6 +142,26 @@ def _text_row(folder: Path, model: Any, text: Path, limit: int | None, name: str
         "bytes": score.target_bytes,
         "tokens_per_second": round(score.steps / score.seconds),
     }
+
+
+def _read(path: Path, limit: int | None, *, utf8: bool) -> bytes | str:
+    """The first `limit` bytes of a file or of a folder's files; whole characters if `utf8`."""
+    from ssmn.training.data import text_files
+
+    raw = b""
+    for file in text_files(path):
+        with file.open("rb") as handle:
+            raw += handle.read(-1 if limit is None else limit - len(raw))
+    if not utf8:
+        return raw
+    try:
+        # A limit may cut the last character in two.
+        return codecs.getincrementaldecoder("utf-8")().decode(raw, final=limit is None)
+    except UnicodeDecodeError as error:
+        raise FileError(
+            f"eval: byte {error.start} of {path} is not UTF-8; this model's tokenizer wants UTF-8 text (one trained "
+            f"with data.tokenizer='bytes' takes anything)."
+        ) from error
 
 
 def _task_rows(

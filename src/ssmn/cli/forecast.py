@@ -75,6 +75,7 @@ def command(
     from ssmn.series import Forecaster, ForecasterConfig, read_table
 
     options.use_threads(threads)
+    options.check_place(model)
     console = Console(stderr=True, quiet=quiet)
     if update:
         given = {"--target": target, "--exogenous": exogenous, "--context": context, "--steps": steps}

@@ -174,12 +174,24 @@ def load_text(folder: Path | None, output_memory: bool = False) -> tuple[TextSSM
     return model, load_tokenizer(folder, model)
 
 
+def check_place(file: Path | None) -> None:
+    """Refuses a file that could not be written at the end, before the work whose result it would hold."""
+    if file is None:
+        return
+    folder = Path(os.path.realpath(file)).parent
+    if not folder.is_dir():
+        raise FileError(f"{file}: the folder {folder} does not exist; make it first (mkdir -p {folder}).")
+    if not os.access(folder, os.W_OK):
+        raise FileError(f"{file}: nothing can be written in {folder}; choose another place.")
+
+
 def open_stream(
     model: TextSSMN | SSMN, state: Path | None, backend: Literal["auto", "engine", "torch"] = "torch"
 ) -> Stream:
     """A stream of one row: from the state file if it is there, else fresh."""
     from ssmn.stream import Stream
 
+    check_place(state)
     stream = Stream(model, backend=backend)
     if state is not None and state.exists():
         stream.load(state)

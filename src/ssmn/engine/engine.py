@@ -15,7 +15,7 @@ from ssmn.config import Plasticity
 from ssmn.engine.packing import FORMATS, Source, pack
 from ssmn.engine.streams import Streams, check_elapsed, check_stream
 from ssmn.errors import DtypeError, RangeError, ShapeError, StateError
-from ssmn.files import Origin, PathLike, write_state_arrays
+from ssmn.files import Origin, PathLike, atomic_write, write_state_arrays
 
 if TYPE_CHECKING:
     from ssmn.state import StreamState
@@ -324,6 +324,20 @@ class Engine:
         with self._owned():
             tensors = self._streams.tensors(check_stream("save_state", stream, self.streams))
         write_state_arrays(path, tensors, self._streams.layout, self._origin)
+
+    def save_image(self, path: PathLike) -> None:
+        """Writes the packed model, without streams, for a program without Python: `examples/engine.c` steps it.
+
+        The structs of `ssmn.h` and the weights as they lie in memory: for little-endian machines of 64 bits, and for
+        this version of the library. Numbers alone, but a program trusts the sizes in it: open what you wrote.
+
+        Args:
+            path: The file.
+
+        Raises:
+            FileError: The file cannot be written.
+        """
+        atomic_write(path, *self._packed.image())
 
     def load_state(self, stream: int, path: PathLike, allow_other_weights: bool = False) -> None:
         """Replaces a stream's state by a file's, which this engine or its model wrote.

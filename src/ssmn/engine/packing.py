@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import itertools
 import json
 import math
+import struct
+import zlib
 from collections.abc import Mapping
 from ctypes import byref
 from dataclasses import dataclass
@@ -15,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ssmn import __version__
 from ssmn.config import (
     LEAST_FORGET,
     OUTPUT_THRESHOLD,
@@ -127,6 +132,16 @@ class Packed:
     def again(self) -> Packed:
         """The same arena under a structure of its own, for other streams; only one may run at a time."""
         return Packed(EngineSizes.from_buffer_copy(self.sizes), self.layers, self.arena)
+
+    def image(self) -> list[bytes]:
+        """What `examples/engine.c` reads: a header, the structs of `ssmn.h` without their addresses, the weights."""
+        sizes = EngineSizes.from_buffer_copy(self.sizes)
+        sizes.layers = sizes.arena = sizes.streams = sizes.positions = sizes.learning = None
+        sizes.busy = 0
+        parts = [bytes(sizes), bytes(self.layers), self.arena[: sizes.workspace].tobytes()]
+        checksum = functools.reduce(lambda sum_, part: zlib.crc32(part, sum_), parts, 0)
+        lengths = (ctypes.sizeof(EngineSizes), ctypes.sizeof(EngineLayer), sizes.workspace)
+        return [struct.pack("<8s24s4q", b"SSMNimg", __version__.encode(), *lengths, checksum), *parts]
 
     def vector(self, offset: int, count: int, dtype: Any = np.float32) -> NDArray[Any]:
         """A view of `count` numbers of the arena."""

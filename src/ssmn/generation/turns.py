@@ -58,8 +58,10 @@ class Turns:
         try:
             if settings.is_file():
                 named = json.loads(settings.read_text(encoding="utf-8"))
+                if not isinstance(named, dict):
+                    raise ValueError(f"{settings.name} holds {type(named).__name__}, wanted a JSON object")
             source = file.read_text(encoding="utf-8") if file.is_file() else named.get("chat_template")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise FileError(f"{folder}: the chat template cannot be read ({error}).") from error
         if not source:
             return None
@@ -91,7 +93,7 @@ def _learned(source: str, named: dict[str, Any], folder: Path) -> Turns:
             template.render(messages=messages, add_generation_prompt=True, **names)
             for messages in ([said], [said, answered, following])
         )
-    except TemplateError as error:
+    except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, MemoryError, RecursionError) as error:
         raise FileError(f"{folder}: the chat template cannot be rendered ({error}).") from error
     begin, found, suffix = first.partition(_SAID)
     rest = second.removeprefix(first).partition(_ANSWERED)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ssmn import ops
-from ssmn.layers.checks import check_hidden, check_setting, check_state, check_streams
+from ssmn.layers.checks import check_counts, check_hidden, check_setting, check_state, check_streams
 from ssmn.ops.common import state_dtype
 from ssmn.state import WindowState
 
@@ -41,11 +41,11 @@ class SlidingWindowAttention(nn.Module):
     ) -> None:
         super().__init__()
         owner, kv_heads = type(self).__name__, num_heads if num_kv_heads is None else num_kv_heads
-        divides = num_heads >= 1 and hidden_dim % num_heads == 0
+        check_counts(owner, hidden_dim=hidden_dim, num_heads=num_heads, window_size=window_size)
+        divides = hidden_dim % num_heads == 0
         check_setting(owner, "num_heads", num_heads, divides, f"a divisor of hidden_dim={hidden_dim}")
         shares = kv_heads >= 1 and num_heads % kv_heads == 0
         check_setting(owner, "num_kv_heads", num_kv_heads, shares, f"a divisor of num_heads={num_heads}")
-        check_setting(owner, "window_size", window_size, window_size >= 1, "at least 1")
         rotates = rope_theta is None or (rope_theta > 0 and hidden_dim // num_heads % 2 == 0)
         check_setting(owner, "rope_theta", rope_theta, rotates, "a positive base with an even head width, or None")
         self.num_heads, self.num_kv_heads = num_heads, kv_heads

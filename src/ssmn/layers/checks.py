@@ -17,6 +17,13 @@ def check_setting(owner: str, name: str, value: object, good: bool, wanted: str)
         raise ConfigError(f"{owner}: {name}={value!r}; wanted {wanted}.")
 
 
+def check_counts(owner: str, **counts: object) -> None:
+    """Refuses a size that is no whole number of at least 1."""
+    for name, value in counts.items():
+        good = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        check_setting(owner, name, value, good, "a whole number of at least 1")
+
+
 def check_hidden(owner: str, hidden: object, dim: int, weight: Tensor) -> None:
     """`hidden` must be a floating tensor [B, T, dim] in the dtype of the weights."""
     if not isinstance(hidden, Tensor) or not hidden.is_floating_point():

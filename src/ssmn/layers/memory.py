@@ -13,7 +13,7 @@ from ssmn import ops
 from ssmn.config import READ_FLOOR, Initialisation, Pairing, Plasticity, UpdateRule, default_decay_lambda
 from ssmn.errors import RangeError
 from ssmn.layers.chat import InternalRecurrentChat
-from ssmn.layers.checks import check_hidden, check_learning, check_setting, check_state, check_streams
+from ssmn.layers.checks import check_counts, check_hidden, check_learning, check_setting, check_state, check_streams
 from ssmn.layers.gates import DEFAULT, DecayGate, ImportanceGate, SparseWriting, setting
 from ssmn.ops.common import state_dtype
 from ssmn.ops.segments import shift_to_previous
@@ -67,15 +67,16 @@ class SynapticMemory(nn.Module):
         initialisation: Initialisation = "associative",
     ) -> None:
         super().__init__()
-        owner, decay = type(self).__name__, default_decay_lambda(heads) if decay_lambda is None else decay_lambda
+        owner = type(self).__name__
+        check_counts(owner, hidden_dim=hidden_dim, heads=heads)
+        decay = default_decay_lambda(heads) if decay_lambda is None else decay_lambda
         for name, value, choices in (
             ("update_rule", update_rule, get_args(UpdateRule)),
             ("pairing", pairing, get_args(Pairing)),
             ("initialisation", initialisation, get_args(Initialisation)),
         ):
             check_setting(owner, name, value, value in choices, f"one of {', '.join(choices)}")
-        divides = heads >= 1 and hidden_dim % heads == 0
-        check_setting(owner, "heads", heads, divides, f"a divisor of hidden_dim={hidden_dim}")
+        check_setting(owner, "heads", heads, hidden_dim % heads == 0, f"a divisor of hidden_dim={hidden_dim}")
         for name, value in (("plasticity_eta", plasticity_eta), ("write_threshold", write_threshold)):
             check_setting(owner, name, value, 0.0 <= value <= 1.0, "a number in [0, 1]")
         shares = isinstance(decay, tuple) and len(decay) == heads and all(0.0 <= share < 1.0 for share in decay)

@@ -203,8 +203,9 @@ class Stack(nn.Module):
             ConfigError: The configuration is not one of this class.
         """
         values, path = read_config(folder), Path(folder) / WEIGHTS_FILE
-        model = cls(cls.config_class.from_dict({**values, **changes}))
+        config = cls.config_class.from_dict({**values, **changes})
         arrays = load_weights(folder, values)
+        model = cls(config)
         tensors = {name: from_numpy(array) for name, array in arrays.items()}
         wanted = model.state_dict()
         for name in sorted(wanted.keys() | tensors.keys()):

@@ -164,10 +164,12 @@ class StreamBatches:
 
     def __post_init__(self) -> None:
         if self.pieces < 1:
+            if not len(self.corpus):
+                raise TrainingError("data: there is nothing in it to train on; wanted a text or a table with content.")
             carried = " * train.carried_pieces" if self.carried_pieces else ""
             wanted = self.batch_size * self.piece_length * max(1, self.carried_pieces) + 1
             raise TrainingError(
-                f"data: {self.corpus.name_of([0], len(self.corpus)) or 'the text'} gives {len(self.corpus)} steps; "
+                f"data: {self.corpus.name_of([0], len(self.corpus))} gives {len(self.corpus)} steps; "
                 f"wanted at least train.batch_size * train.piece_length{carried} + 1 = {wanted}: lower one of them."
             )
 

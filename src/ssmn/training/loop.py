@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ssmn.config import StackConfig, TextSSMNConfig
-from ssmn.errors import TrainingError
+from ssmn.errors import FileError, TrainingError
 from ssmn.files import atomic_write, read_file, write_file
 from ssmn.models import SSMN, TextSSMN
 from ssmn.models.stack import Stack
@@ -92,6 +92,7 @@ def train(
     Raises:
         TrainingError: There is no data or too little; data, loss or gradient is not finite (the step
             and the file are named); the folder holds another run, or none to resume.
+        FileError: The folder cannot be made or written, or a file not be read.
         MissingExtraError: `train.tensorboard = true` without tensorboard.
 
     Example:
@@ -109,7 +110,10 @@ def train(
         raise TrainingError(f"train: {folder} has no {CHECKPOINT_FILE} to resume; leave --resume out to start there.")
     if has_run and not resume:
         raise TrainingError(f"train: {folder} already holds a run; pass --resume to go on, or another --out.")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"train: {folder} cannot be made a folder ({error.strerror}); choose another --out.") from error
     with kept_heap(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         source = open_source(config, folder / TOKENIZER_FILE if resume else None, corpora)
@@ -138,8 +142,8 @@ def _restore(trainer: Trainer, folder: Path, config: TrainConfig, source: Source
     ]
     if changed:
         raise TrainingError(
-            f"train: {', '.join(changed)} differ from the run in {folder}; resume with its own {SETTINGS_FILE}, or "
-            f"start in another --out."
+            f"train: {', '.join(changed)} differ{'s' * (len(changed) == 1)} from the run in {folder}; resume with its "
+            f"own {SETTINGS_FILE}, or start in another --out."
         )
     if header["data"] != source.digest:
         raise TrainingError(f"train: the data is not what the run in {folder} was reading; restore it, or start anew.")

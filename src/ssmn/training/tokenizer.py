@@ -22,6 +22,8 @@ from ssmn.files import atomic_write
 _PATTERN = r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|[^\S\n]+(?!\S)|[^\S\n]+|\n"
 
 _CHUNK_CHARACTERS = 1 << 16
+_MOST_TOKENS = 1 << 24
+"""A vocabulary has a table of so many rows; a file with larger numbers would have one of any size made."""
 
 
 def _byte_alphabet() -> list[str]:
@@ -62,6 +64,9 @@ class Tokenizer:
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, source: str = "tokenizer"):
+        largest = max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
+        if largest >= _MOST_TOKENS:
+            raise FileError(f"{source}: has token number {largest}; wanted numbers below {_MOST_TOKENS}.")
         self._backend = _for_streams(backend, source)
         added = self._backend.get_added_tokens_decoder()
         self.special_tokens = {token.content: number for number, token in added.items() if token.special}
@@ -140,7 +145,8 @@ class Tokenizer:
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise FileError(f"{path}: cannot be read ({error}); wanted a tokenizer.json.") from error
+            why = getattr(error, "strerror", None) or error
+            raise FileError(f"{path}: cannot be read ({why}); wanted a tokenizer.json.") from error
         try:
             backend = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises bare Exception for every malformed file

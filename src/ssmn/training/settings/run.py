@@ -202,6 +202,17 @@ class TrainConfig:
             raise ConfigError("settings: [evaluate] sections belong to a task; use `ssmn eval --text` for text.")
         if "preset" in self.model and self.model["preset"] not in PRESETS:
             raise ConfigError(f"model: preset={self.model['preset']!r}; wanted one of {', '.join(PRESETS)}.")
+        if self.data is not None:
+            self._check_model(self.data)
+
+    def _check_model(self, data: DataConfig) -> None:
+        """Refuses a wrong setting of the model before the data is read and a tokenizer trained."""
+        if data.text is not None:
+            self.model_config(kind="text", vocab_size=self.model.get("vocab_size", 1))
+        else:
+            # How many columns there are is not known yet, and much depends on it: the names alone.
+            known = [setting.name for setting in dataclasses.fields(SSMNConfig)]
+            refuse_unknown("model", self.model, ["kind", "preset", *known])
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
@@ -210,7 +221,11 @@ class TrainConfig:
         Raises:
             ConfigError: A setting is unknown, of the wrong type, or out of range.
         """
-        refuse_unknown("settings", values, [setting.name for setting in dataclasses.fields(cls)])
+        known = [setting.name for setting in dataclasses.fields(cls)]
+        for name in set(values) - set(known):
+            if near := [place for place, names in _SECTIONS.items() if name in names]:
+                raise ConfigError(f"settings: unknown setting {name!r}; did you mean {f'{near[0]}.{name}'!r}?")
+        refuse_unknown("settings", values, known)
         sections = {name: section(name, values[name]) for name in values if name != "seed"}
         settings: dict[str, Any] = {"seed": convert("settings: seed", values.get("seed", 0), int)}
         if "data" in sections:
@@ -269,6 +284,14 @@ class TrainConfig:
         assert self.task is not None
         values = {"name": self.task.name, **dataclasses.asdict(self.task)}
         return task_from_dict({**values, **examination.task}, where=f"evaluate.{name}.task")
+
+
+_SECTIONS = {
+    "data": {setting.name for setting in dataclasses.fields(DataConfig)},
+    "train": {setting.name for setting in dataclasses.fields(OptimisationConfig)},
+    "model": {setting.name for config in (SSMNConfig, TextSSMNConfig) for setting in dataclasses.fields(config)},
+}
+"""The settings of each section, for one that was given without its section."""
 
 
 def task_from_dict(values: Mapping[str, Any], where: str = "task") -> Task:
