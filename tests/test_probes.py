@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
 import json
+import math
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -392,3 +395,62 @@ def test_the_command_line_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     lines = [json.loads(line) for line in (run / "probes.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4, 6]
     assert list((run / "tensorboard" / "probes").iterdir())
+
+
+def least_times(tasks: dict[str, Any], rounds: int) -> dict[str, float]:
+    """Seconds of processor time, the least of some alternating runs of each."""
+    least = dict.fromkeys(tasks, float("inf"))
+    for _ in range(rounds):
+        for name, task in tasks.items():
+            begun = time.process_time()
+            task()
+            least[name] = min(least[name], time.process_time() - begun)
+    return least
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["tiny", "small"])
+def test_cost_of_recording(preset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Prints what a record costs in steps of reading, of the engine and of training, and what it costs between two."""
+    torch.manual_seed(0)
+    model = TextSSMN(TextSSMNConfig.preset(preset, vocab_size=1024)).eval()
+    tokens, batch = torch.randint(1024, (1, 1024)), torch.randint(1024, (8, 257))
+    never, always = Recorder(every=10**9), Recorder(tmp_path / "probes.jsonl", every=1)
+    engine, optimiser = ssmn.Engine(model), torch.optim.AdamW(model.parameters())
+    told = []
+
+    def read(recorder: Recorder | None) -> None:
+        RecordedStream(model, recorder=recorder).push(tokens)
+
+    def run(recorder: Recorder | None, steps: int) -> None:
+        for token in tokens[0, :steps].numpy():
+            engine.step(token.reshape(1))
+            if recorder is not None:
+                recorder.observe_engine(engine)
+
+    def train(recorder: Recorder | None) -> None:
+        with contextlib.nullcontext() if recorder is None else recorder.around(model, 1):
+            logits, _ = model(batch[:, :-1])
+            torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten()).backward()
+            optimiser.step()
+            optimiser.zero_grad()
+
+    with torch.no_grad():
+        engine_steps = 256
+        found = least_times({"off": lambda: read(None), "idle": lambda: read(never), "on": lambda: read(always)}, 7)
+        told.append(("reading", found, 1024, 1))
+        tasks = {"off": lambda: run(None, engine_steps), "idle": lambda: run(never, engine_steps),
+                 "on": lambda: run(always, 16)}  # fmt: skip
+        found = least_times(tasks, 5)
+        found["on"] = found["off"] + (found["on"] - found["off"] * 16 / engine_steps)
+        told.append(("the engine", found, engine_steps, 16))
+    model.train()
+    tasks = {"off": lambda: train(None), "idle": lambda: train(never), "on": lambda: train(always)}
+    told.append(("training", least_times(tasks, 5), 1, 1))
+    with capsys.disabled():
+        for name, found, steps, records in told:
+            extra = (found["on"] - found["off"]) / records / (found["off"] / steps)
+            idle, every = 100 * (found["idle"] / found["off"] - 1), math.ceil(max(1.0, 20 * extra))
+            print(f"\n{preset}, {name}: between records {idle:+.1f} %; a record {extra:,.2f} steps", end="")
+            print(f", within 5 % from every={every:,} on", end="")
+    assert always.records and not never.records
