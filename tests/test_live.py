@@ -783,26 +783,31 @@ def test_cost_of_being_watched(capsys: pytest.CaptureFixture[str]) -> None:
     tokenizer = Tokenizer.load(shipped_model() / "tokenizer.json")
     feed = source_for(None, model.config, tokenizer).reader()
     pieces = []
-    while sum(map(len, pieces)) < 6_000 and feed.wait(60.0):
-        pieces.append(feed.take(6_000))
+    while sum(map(len, pieces)) < 9_000 and feed.wait(60.0):
+        pieces.append(feed.take(9_000))
     feed.close()
-    tokens = np.concatenate(pieces)[:6_000]
-    plain, watched, wall, updates, ratios = 0.0, 0.0, 0.0, 0, []
-    for _ in range(9):  # short and by turns, since other processes slow down now the one and now the other
+    tokens = np.concatenate(pieces)[:9_000]
+    given, spent, wall, updates = np.concatenate([tokenizer.line_end, tokens]), [], 0.0, 0
+    for _ in range(5):  # short and by turns, since other processes slow down now the one and now the other
         start = time.process_time()
-        token_bits(Stream(model), np.concatenate([tokenizer.line_end, tokens]))
-        alone = time.process_time() - start
+        token_bits(Stream(model), given)
+        whole = time.process_time() - start
         session = Session(Reading(model, reader_of(tokens), tokenizer))
         session.listen(partial(pack_latest, session))
         began, start = time.perf_counter(), time.process_time()
         session.start().wait_for(lambda update: update.status == "ended", 600)
-        seen = time.process_time() - start
-        wall, plain, watched = wall + time.perf_counter() - began, plain + alone, watched + seen
+        watched, wall = time.process_time() - start, wall + time.perf_counter() - began
         updates += session.latest.number
-        ratios.append(seen / alone)
         assert session.latest.report.position == len(tokens)
+        size = -(-len(tokens) // session.latest.number)
         session.close()
+        stream, start = Stream(model), time.process_time()
+        for at in range(0, len(tokens), size):
+            token_bits(stream, given[at : at + size + 1])
+        spent.append((whole, time.process_time() - start, watched))
+    whole, cut, watched = np.sum(spent, 0)
     with capsys.disabled():
-        print(f"\nwatched / plain processor time: {watched / plain:.3f}, median {sorted(ratios)[4]:.3f} of", end=" ")
-        print(", ".join(f"{ratio:.2f}" for ratio in ratios))
+        each = ", ".join(f"{row[2] / row[0]:.2f}" for row in spent)
+        print(f"\nwatched / read whole, processor time: {watched / whole:.3f} ({each})")
+        print(f"watched / read in pieces of the same length: {watched / cut:.3f}")
         print(f"updates a processor second: {updates / watched:.3g}; a second: {updates / wall:.3g}", end="")

@@ -8,7 +8,10 @@ import dataclasses
 import io
 import json
 import math
+import signal
+import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,6 +41,7 @@ from ssmn.probes import (
     measure_state,
     memories,
     read_writes,
+    resident_bytes,
     spectral_radius,
     spectrum,
     transition,
@@ -395,6 +399,63 @@ def test_the_command_line_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     lines = [json.loads(line) for line in (run / "probes.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4, 6]
     assert list((run / "tensorboard" / "probes").iterdir())
+
+
+@pytest.mark.slow
+def test_a_long_stream_on_the_engine_is_recorded_in_constant_memory(tmp_path: Path) -> None:
+    """100,000 tokens into all three kinds of file, broken off by Ctrl-C: every record so far is whole and there."""
+    event_files = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    torch.manual_seed(0)
+    engine, tokens = ssmn.Engine(memory_model()), np.random.default_rng(0).integers(30, size=100_000)
+    paths, resident = (tmp_path / "p.jsonl", tmp_path / "p.csv", tmp_path / "board"), []
+    recorder = Recorder(*paths, every=500)
+
+    def run() -> None:
+        with recorder:
+            for number, token in enumerate(tokens, 1):
+                engine.step(token.reshape(1))
+                recorder.observe_engine(engine)
+                if number % 20_000 == 0:
+                    resident.append(resident_bytes())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    wanted = list(range(500, 100_001, 500))
+    assert [json.loads(line)["step"] for line in paths[0].read_text().splitlines()] == wanted
+    with paths[1].open(newline="") as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == wanted
+    events = event_files.EventAccumulator(str(paths[2]), size_guidance={"scalars": 0})
+    events.Reload()
+    assert [event.step for event in events.Scalars("probes/layers.1.energy.0")] == wanted
+    assert len(recorder.records) == 1 and max(resident) - resident[0] < 4_000_000
+    with Recorder(*paths[:2], every=500, append=True) as again:  # goes on where it was broken off
+        again.observe(engine.get_state(0), step=100_500)
+    assert len(paths[0].read_text().splitlines()) == len(paths[1].read_text().splitlines()) - 1 == 201
+
+
+@pytest.mark.slow
+def test_ctrl_c_loses_no_record(tmp_path: Path) -> None:
+    """`ssmn stream` is interrupted while it reads: table and state file hold what was answered."""
+    folder, table, state = save_text_model(tmp_path / "model"), tmp_path / "p.csv", tmp_path / "s.safetensors"
+    words = ["stream", "--model", folder, "--probes", table, "--probe-every", 2000, "--state", state]
+    code = "import sys; from ssmn.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, *map(str, words)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stdout is not None
+        feeding = threading.Thread(target=process.stdin.write, args=(b"a line of a text\n" * 60_000,), daemon=True)
+        feeding.start()
+        for _ in range(1_000):
+            assert process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+        assert process.wait(120) == 130
+        feeding.join(10)
+    with table.open(newline="") as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file)]
+    read = int(ssmn.StreamState.load(state, ssmn.load_model(folder)).position[0])
+    assert len(steps) >= 8 and steps == sorted(steps) and read - 4096 <= steps[-1] <= read
+    assert [step // 2000 for step in steps] == sorted({step // 2000 for step in steps})
 
 
 def least_times(tasks: dict[str, Any], rounds: int) -> dict[str, float]:
