@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -483,8 +484,8 @@ def test_cost_of_recording(preset: str, tmp_path: Path, capsys: pytest.CaptureFi
     def read(recorder: Recorder | None) -> None:
         RecordedStream(model, recorder=recorder).push(tokens)
 
-    def run(recorder: Recorder | None, steps: int) -> None:
-        for token in tokens[0, :steps].numpy():
+    def run(recorder: Recorder | None) -> None:
+        for token in tokens[0, :64].numpy():
             engine.step(token.reshape(1))
             if recorder is not None:
                 recorder.observe_engine(engine)
@@ -496,22 +497,21 @@ def test_cost_of_recording(preset: str, tmp_path: Path, capsys: pytest.CaptureFi
             optimiser.step()
             optimiser.zero_grad()
 
-    with torch.no_grad():
-        engine_steps = 256
-        found = least_times({"off": lambda: read(None), "idle": lambda: read(never), "on": lambda: read(always)}, 7)
-        told.append(("reading", found, 1024, 1))
-        tasks = {"off": lambda: run(None, engine_steps), "idle": lambda: run(never, engine_steps),
-                 "on": lambda: run(always, 16)}  # fmt: skip
-        found = least_times(tasks, 5)
-        found["on"] = found["off"] + (found["on"] - found["off"] * 16 / engine_steps)
-        told.append(("the engine", found, engine_steps, 16))
-    model.train()
-    tasks = {"off": lambda: train(None), "idle": lambda: train(never), "on": lambda: train(always)}
-    told.append(("training", least_times(tasks, 5), 1, 1))
+    checks = {  # what is done where nothing is due: steps and records of a run, and the check by itself
+        "reading": (read, 1024, 1, lambda: never.is_due(0, 1024)),
+        "the engine": (run, 64, 64, lambda: never.observe_engine(engine)),
+        "training": (train, 1, 1, lambda: never.around(model, 1)),
+    }
+    for name, (task, steps, records, check) in checks.items():
+        model.train(name == "training")
+        with torch.set_grad_enabled(name == "training"):
+            found = least_times({"off": partial(task, None), "on": partial(task, always)}, 7)
+            idle = least_times({"idle": lambda: [check() for _ in range(1000)]}, 5)["idle"] / 1000  # noqa: B023
+        extra = (found["on"] / found["off"] - 1) * steps / records
+        told.append((name, 100 * idle * records / found["off"], extra))
+    always.close()
     with capsys.disabled():
-        for name, found, steps, records in told:
-            extra = (found["on"] - found["off"]) / records / (found["off"] / steps)
-            idle, every = 100 * (found["idle"] / found["off"] - 1), math.ceil(max(1.0, 20 * extra))
-            print(f"\n{preset}, {name}: between records {idle:+.1f} %; a record {extra:,.2f} steps", end="")
-            print(f", within 5 % from every={every:,} on", end="")
+        for name, idle, extra in told:
+            print(f"\n{preset}, {name}: between records {idle:.2g} %; a record {extra:,.2f} steps", end="")
+            print(f", within 5 % from every={math.ceil(max(1.0, 20 * extra)):,} on", end="")
     assert always.records and not never.records

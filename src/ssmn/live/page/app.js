@@ -78,6 +78,8 @@ class View {
       part("rows").hidden = false;
       part("push").hidden = true;
       part("legend").textContent = "dotted: what was expected";
+      part("rows").setAttribute("role", "img");
+      part("rows").setAttribute("aria-label", "Rows as they are read, beside what was expected of them");
     }
     part("memory").querySelector("h3").textContent = about.layers.length > 1 ? "Memories" : "Memory";
     part("frozen").closest("label").hidden = !about.settings.includes("frozen");

@@ -66,10 +66,10 @@ export class Maps {
         canvas.setAttribute("role", "img");
         const { rows, columns, width, height } = layer.picture;
         const name = `Layer ${layer.layer}` + (layer.picture.heads > 1 ? `, head ${head}` : "");
-        const what = `${layer.title}, ${rows} × ${columns}`;
+        const what = `${layer.title}, ${rows}\u00a0×\u00a0${columns}`;
         canvas.setAttribute("aria-label", `${name}: ${what}`);
-        // As its cells are, but no flatter than a strip that can be seen.
-        canvas.style.aspectRatio = String(Math.min(6, Math.max(0.5, width / height)));
+        // As its cells are, but neither a line nor a tower.
+        canvas.style.aspectRatio = String(Math.min(6, Math.max(0.8, width / height)));
         const caption = document.createElement("figcaption"), title = document.createElement("b");
         title.textContent = name;
         const kind = document.createElement("span");
@@ -90,6 +90,7 @@ export class Maps {
       }
     }
     this.root.replaceChildren(...made);
+    this.root.closest(".view").classList.toggle("many", made.length > 2);
   }
 
   #tell({ canvas, at, cells, shape, axes }) {

@@ -312,9 +312,9 @@ def _others(parts: Sequence[Part], figures: dict[str, list[dict[str, Any]]]) -> 
         rank = f"{part.effective_rank:.1f} of {min(part.values.shape)}" if known else "–"
         size = f"{part.values.shape[0]:,} × {part.values.shape[1]:,}"
         energy = f"{part.energy:,.0f}" if part.energy >= 1000 else f"{part.energy:.3g}"
-        cells = (part.name, f"{part.axes[0]} by {part.axes[1]}", size, energy, rank)
+        cells = (part.name, size, energy, rank)
         rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}" for cell in cells) + "</tr>")
-    header = "<tr><th>memory<th>what it is of<th>size<th>energy (Σ of squares)<th>effective rank</tr>"
+    header = "<tr><th>memory<th>size<th>energy, Σ x²<th>effective rank</tr>"
     inside = f"""<p class="about">Layers of other kinds remember in other ways; this is the part of each that lasts
 longest.</p>
 {_select("others", [part.name for part in parts])}
