@@ -236,6 +236,9 @@ export class Lines {
   }
 }
 
+/** A name as plotly shows it as it is: it reads some tags in texts, links among them. */
+const plain = (name) => name.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+
 /** Rows as they are read, with what was expected of them. */
 export class Rows {
   static most = 300;
@@ -244,7 +247,7 @@ export class Rows {
   clear() { this.rows = []; }
 
   add(position, pieces, names) {
-    this.names = names.slice(0, 4);
+    this.names = names.slice(0, 4).map(plain);
     pieces.forEach((piece, index) => this.rows.push([position - pieces.length + index + 1, piece[0], piece[1]]));
     this.rows = this.rows.slice(-Rows.most);
   }
