@@ -290,7 +290,7 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
 
 async function begin() {
   about = await call("GET", "about");
-  document.getElementById("about").textContent = `${about.model} · ${about.source}`;
+  document.getElementById("about").textContent = `${about.model.replaceAll(" × ", "\u00a0×\u00a0")} · ${about.source}`;
   const { sessions } = await call("GET", "sessions");
   const first = sessions.findLast((session) => !session.parent) ?? await call("POST", "sessions");
   show(first);

@@ -46,7 +46,7 @@ export class Maps {
         figure.shape = layer.picture;
         paint(figure.canvas, figure.cells, height, width);
         const most = Math.min(layer.picture.rows, layer.picture.columns), rank = layer.rank[head];
-        figure.numbers.textContent = `energy ${short(layer.energy[head])}` + (rank === null ? "" : ` · rank ${short(rank)} of ${most}`);
+        figure.numbers.textContent = `energy ${short(layer.energy[head])}` + (rank === null ? "" : ` · rank\u00a0${short(rank)}\u00a0of\u00a0${most}`);
         figure.low.textContent = `−${short(peak, 2)}`;
         figure.high.textContent = `+${short(peak, 2)}`;
         if (figure.at) this.#tell(figure);
