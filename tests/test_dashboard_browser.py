@@ -213,13 +213,19 @@ def test_the_page_fits_a_telephone(browser: Any, served: Served, theme: str) -> 
 
 def test_rows_are_charted(browser: Any, tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
-    path.write_text("x,y\n" + "\n".join(f"{n % 7},{n % 5}" for n in range(4_000)))
+    names = "<b>hall</b> & <a href='https://example.com'>x</a>,y"
+    path.write_text(f"{names}\n" + "\n".join(f"{n % 7},{n % 5}" for n in range(4_000)))
     served = Served(Setup.of(row_model().eval(), None, str(path), speed=200.0))
     try:
         page = Page(browser, served)
         page.until(lambda: page.position() > 60)
         page.until(lambda: page.view().locator(".rows .trace path.js-line").count() == 4)
-        assert page.view().locator(".push").is_hidden() and page.troubles == []
+        chart = page.view().locator(".rows")
+        assert "<b>hall</b> & <a href=" in (chart.text_content() or "") and not chart.locator("a, b").count()
+        page.page.set_viewport_size({"width": 390, "height": 844})  # one below the other, and not over each other
+        end = chart.locator("svg.main-svg").first.evaluate("drawn => drawn.getBoundingClientRect().bottom")
+        assert end < page.view().locator(".lines").evaluate("lines => lines.getBoundingClientRect().top")
+        assert page.view().locator(".push").is_hidden() and page.troubles == [] and page.foreign == []
         page.page.close()
     finally:
         served.close()

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
 import json
+import math
+import signal
+import subprocess
 import sys
+import threading
+import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,6 +42,7 @@ from ssmn.probes import (
     measure_state,
     memories,
     read_writes,
+    resident_bytes,
     spectral_radius,
     spectrum,
     transition,
@@ -392,3 +400,118 @@ def test_the_command_line_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     lines = [json.loads(line) for line in (run / "probes.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4, 6]
     assert list((run / "tensorboard" / "probes").iterdir())
+
+
+@pytest.mark.slow
+def test_a_long_stream_on_the_engine_is_recorded_in_constant_memory(tmp_path: Path) -> None:
+    """100,000 tokens into all three kinds of file, broken off by Ctrl-C: every record so far is whole and there."""
+    event_files = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    torch.manual_seed(0)
+    engine, tokens = ssmn.Engine(memory_model()), np.random.default_rng(0).integers(30, size=100_000)
+    paths, resident = (tmp_path / "p.jsonl", tmp_path / "p.csv", tmp_path / "board"), []
+    recorder = Recorder(*paths, every=500)
+
+    def run() -> None:
+        with recorder:
+            for number, token in enumerate(tokens, 1):
+                engine.step(token.reshape(1))
+                recorder.observe_engine(engine)
+                if number % 20_000 == 0:
+                    resident.append(resident_bytes())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    wanted = list(range(500, 100_001, 500))
+    assert [json.loads(line)["step"] for line in paths[0].read_text().splitlines()] == wanted
+    with paths[1].open(newline="") as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == wanted
+    events = event_files.EventAccumulator(str(paths[2]), size_guidance={"scalars": 0})
+    events.Reload()
+    assert [event.step for event in events.Scalars("probes/layers.1.energy.0")] == wanted
+    assert len(recorder.records) == 1 and max(resident) - resident[0] < 4_000_000
+    with Recorder(*paths[:2], every=500, append=True) as again:  # goes on where it was broken off
+        again.observe(engine.get_state(0), step=100_500)
+    assert len(paths[0].read_text().splitlines()) == len(paths[1].read_text().splitlines()) - 1 == 201
+
+
+@pytest.mark.slow
+def test_ctrl_c_loses_no_record(tmp_path: Path) -> None:
+    """`ssmn stream` is interrupted while it reads: table and state file hold what was answered."""
+    folder, table, state = save_text_model(tmp_path / "model"), tmp_path / "p.csv", tmp_path / "s.safetensors"
+    words = ["stream", "--model", folder, "--probes", table, "--probe-every", 2000, "--state", state]
+    code = "import sys; from ssmn.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, *map(str, words)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stdout is not None
+        feeding = threading.Thread(target=process.stdin.write, args=(b"a line of a text\n" * 60_000,), daemon=True)
+        feeding.start()
+        for _ in range(1_000):
+            assert process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+        assert process.wait(120) == 130
+        feeding.join(10)
+    with table.open(newline="") as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file)]
+    read = int(ssmn.StreamState.load(state, ssmn.load_model(folder)).position[0])
+    assert len(steps) >= 8 and steps == sorted(steps) and read - 4096 <= steps[-1] <= read
+    assert [step // 2000 for step in steps] == sorted({step // 2000 for step in steps})
+
+
+def least_times(tasks: dict[str, Any], rounds: int) -> dict[str, float]:
+    """Seconds of processor time, the least of some alternating runs of each."""
+    least = dict.fromkeys(tasks, float("inf"))
+    for _ in range(rounds):
+        for name, task in tasks.items():
+            begun = time.process_time()
+            task()
+            least[name] = min(least[name], time.process_time() - begun)
+    return least
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["tiny", "small"])
+def test_cost_of_recording(preset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Prints what a record costs in steps of reading, of the engine and of training, and what it costs between two."""
+    torch.manual_seed(0)
+    model = TextSSMN(TextSSMNConfig.preset(preset, vocab_size=1024)).eval()
+    tokens, batch = torch.randint(1024, (1, 1024)), torch.randint(1024, (8, 257))
+    never, always = Recorder(every=10**9), Recorder(tmp_path / "probes.jsonl", every=1)
+    engine, optimiser = ssmn.Engine(model), torch.optim.AdamW(model.parameters())
+    told = []
+
+    def read(recorder: Recorder | None) -> None:
+        RecordedStream(model, recorder=recorder).push(tokens)
+
+    def run(recorder: Recorder | None) -> None:
+        for token in tokens[0, :64].numpy():
+            engine.step(token.reshape(1))
+            if recorder is not None:
+                recorder.observe_engine(engine)
+
+    def train(recorder: Recorder | None) -> None:
+        with contextlib.nullcontext() if recorder is None else recorder.around(model, 1):
+            logits, _ = model(batch[:, :-1])
+            torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten()).backward()
+            optimiser.step()
+            optimiser.zero_grad()
+
+    checks = {  # what is done where nothing is due: steps and records of a run, and the check by itself
+        "reading": (read, 1024, 1, lambda: never.is_due(0, 1024)),
+        "the engine": (run, 64, 64, lambda: never.observe_engine(engine)),
+        "training": (train, 1, 1, lambda: never.around(model, 1)),
+    }
+    for name, (task, steps, records, check) in checks.items():
+        model.train(name == "training")
+        with torch.set_grad_enabled(name == "training"):
+            found = least_times({"off": partial(task, None), "on": partial(task, always)}, 7)
+            idle = least_times({"idle": lambda: [check() for _ in range(1000)]}, 5)["idle"] / 1000  # noqa: B023
+        extra = (found["on"] / found["off"] - 1) * steps / records
+        told.append((name, 100 * idle * records / found["off"], extra))
+    always.close()
+    with capsys.disabled():
+        for name, idle, extra in told:
+            print(f"\n{preset}, {name}: between records {idle:.2g} %; a record {extra:,.2f} steps", end="")
+            print(f", within 5 % from every={math.ceil(max(1.0, 20 * extra)):,} on", end="")
+    assert always.records and not never.records

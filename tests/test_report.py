@@ -13,16 +13,17 @@ import pytest
 import torch
 
 from ssmn.cli import main
-from ssmn.config import Plasticity, TextSSMNConfig
+from ssmn.config import Plasticity, SSMNConfig, TextSSMNConfig
+from ssmn.engine import Engine
 from ssmn.errors import ConfigError, RangeError, StateError
 from ssmn.layers.attention import SlidingWindowAttention
-from ssmn.models import TextSSMN
+from ssmn.models import SSMN, TextSSMN
 from ssmn.plots.report import About, holdings, part, pictures, read, window_weights, write_report
 from ssmn.plots.report.page import _joined
 from ssmn.probes import trace
 from ssmn.stream import Stream
 from ssmn.training import Tokenizer
-from tiny import save_row_model, save_text_model
+from tiny import ROWS, save_row_model, save_text_model
 
 CONFIG = TextSSMNConfig(
     vocab_size=256, hidden_dim=12, num_layers=5, num_heads=2, window_size=5, memory_heads=3,
@@ -191,6 +192,86 @@ def test_a_state_alone_and_one_without_a_memory(model: TextSSMN, tmp_path: Path)
     assert data(path, "figures") == {}
     assert "has no synaptic memory" in path.read_text(encoding="utf-8")
     assert pictures(held) == {}
+
+
+MEMBERS = ("static", "plastic", "lru", "amn", "hopfield", "ntm")
+PARTS = {
+    "layer 2: linear recurrence": (2, 6),
+    "layer 3: associative memory": (12, 12),
+    "layer 4, head 0: stored patterns": (9, 6),
+    "layer 4, head 1: stored patterns": (9, 6),
+    "layer 5: tape of the Turing machine": (9, 6),
+}
+SIZES: dict[str, Any] = {
+    "hidden_dim": 12, "num_layers": 6, "num_heads": 2, "window_size": 5, "layer_types": MEMBERS, "memory_slots": 9,
+}  # fmt: skip
+
+
+def test_states_of_standard_models_with_members_of_the_family(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(2)
+    config = SSMNConfig(input_dim=2, output_dim=1, targets=(1,), missing="mask", readout="delta", **SIZES)
+    rows = SSMN(config).eval()
+    rows.save_pretrained(tmp_path / "rows")
+    stream, x = Stream(rows), torch.randn(1, 30, 2)
+    stream.push(x, target=x[..., 1:])
+    stream.save(tmp_path / "state.safetensors")
+    held = holdings(stream.state)
+    assert [head.name for head in held.heads] == ["layer 1, head 0"] and list(held.windows) == [0]
+    assert {found.name: found.values.shape for found in held.parts} == PARTS
+    patterns = stream.state.layers[4].keys[0]  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(held.parts[3].values, patterns[:, 1])
+    assert held.parts[3].energy == pytest.approx(9.0, rel=1e-5)  # patterns of unit length
+    assert np.isnan(held.parts[0].effective_rank) and 1 < held.parts[3].effective_rank <= 6
+    words = ["inspect", tmp_path / "rows", "--state", tmp_path / "state.safetensors"]
+    words += ["--report", tmp_path / "r.html", "--pictures", tmp_path / "drawn"]
+    assert main([str(word) for word in words]) == 0
+    out = capsys.readouterr().out
+    assert "Other memories" in out and "stored patterns" in out and "9 × 6" in out
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "What the other layers hold" in page and "SSMN, " in page and "hopfield, ntm" in page
+    figures = data(tmp_path / "r.html", "figures")
+    assert [figure["name"] for figure in figures["others"]] == list(PARTS) and set(figures) == {
+        "memory", "spectrum", "others",
+    }  # fmt: skip
+    assert [path.stem for path in sorted((tmp_path / "drawn").iterdir())] == ["memory", "others", "spectra"]
+
+
+def test_a_text_is_read_by_a_model_with_members_of_the_family(tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    mixed = TextSSMN(TextSSMNConfig(vocab_size=256, **SIZES)).eval()
+    reading = read(mixed, BYTES, [TOKENS], shown=60)
+    assert reading.trace.layers == (1,) and {found.name for found in reading.holdings.parts} == set(PARTS)
+    path = write_report(tmp_path / "r.html", About("t", "m", "c"), reading.holdings, reading)
+    assert {"memory", "others", "along", "forgetting"} < set(data(path, "figures"))
+    alone = TextSSMN(TextSSMNConfig(vocab_size=256, **{**SIZES, "num_layers": 1, "layer_types": ("lru",)}))
+    with pytest.raises(ConfigError, match="layers are lru: none has a synaptic memory"):
+        read(alone, BYTES, [TOKENS])
+    held = holdings(alone.init_state(1))
+    path = write_report(tmp_path / "s.html", About("s", "m", "c"), held)
+    assert set(data(path, "figures")) == {"others"} and list(pictures(held)) == ["others"]
+
+
+def test_states_that_the_engine_made(model: TextSSMN, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, rows = tmp_path / "model", SSMN(ROWS).eval()
+    model.save_pretrained(folder)
+    rows.save_pretrained(tmp_path / "rows")
+    engine, values = Engine(model), torch.randn(1, 40, 2)
+    for token in TOKENS[:40].astype(np.int64):
+        engine.step(token.reshape(1))
+    engine.get_state(0).save(tmp_path / "text.safetensors", model)
+    other = Stream(rows, backend="engine")
+    other.push(values)
+    other.save(tmp_path / "rows.safetensors")
+    plain = model(torch.from_numpy(TOKENS[None, :40].astype(np.int64)))[1]
+    for mine, theirs in zip(holdings(engine.get_state(0)).heads, holdings(plain).heads, strict=True):
+        np.testing.assert_allclose(mine.memory, theirs.memory, atol=1e-4)
+    for place, name in ((folder, "text"), (tmp_path / "rows", "rows")):
+        words = ["inspect", place, "--state", tmp_path / f"{name}.safetensors", "--report", tmp_path / f"{name}.html"]
+        assert main([str(word) for word in words]) == 0
+        assert re.search(r"position\s+40\b", capsys.readouterr().out)
+        assert set(data(tmp_path / f"{name}.html", "figures")) == {"memory", "spectrum"}
 
 
 def test_a_large_memory_is_drawn_by_its_largest_entries() -> None:

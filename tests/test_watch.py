@@ -17,9 +17,11 @@ pytest.importorskip("textual", reason='the extra "viz" is not installed')
 from textual.pilot import Pilot
 from textual.widgets import Static
 
+from ssmn.config import TextSSMNConfig
 from ssmn.live.command import Setup
 from ssmn.live.numbers import picture
 from ssmn.live.terminal import SHADES, Heat, View, WatchApp, fitted, shade, sparkline, turned
+from ssmn.models import TextSSMN
 from ssmn.training import Tokenizer
 from tiny import row_model, text_model
 
@@ -137,16 +139,39 @@ def test_a_fork_goes_its_own_way(tmp_path: Path) -> None:
 
 def test_rows_are_watched(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
-    path.write_text("x,y\n" + "\n".join(f"{n % 7},{n % 5}" for n in range(90)))
+    path.write_text("temperature,humidity\n" + "\n".join(f"{n % 7},{n % 5}" for n in range(90)))
 
     async def script(app: WatchApp, pilot: Pilot[None]) -> None:
         (session,) = app.sessions
         await until(pilot, lambda: session.latest.status == "ended")
         view = app.query_one(View)
-        await until(pilot, lambda: "90 rows" in said(view, "head") and "column 2" in said(view, "text"))
+        await until(pilot, lambda: "90 rows" in said(view, "head") and "humidity" in said(view, "text"))
         assert "90 rows" in said(view, "head") and "expected" in said(view, "text")
 
     watched(Setup.of(row_model().eval(), None, str(path), speed=0.0), script)
+
+
+@pytest.mark.parametrize(("kind", "shape", "lines"), [("lru", (8, 8), 3), ("hopfield", (9, 17), 4), ("ntm", (9, 8), 4)])
+def test_members_of_the_family_are_watched(tmp_path: Path, kind: str, shape: tuple[int, int], lines: int) -> None:
+    path = tmp_path / "story.txt"
+    path.write_text(STORY[:400])
+    config = TextSSMNConfig(
+        vocab_size=256, hidden_dim=16, num_layers=2, num_heads=2, layer_types=("static", kind), memory_slots=9
+    )
+    setup = Setup.of(TextSSMN(config).eval(), TOKENIZER, str(path), speed=0.0)
+
+    async def script(app: WatchApp, pilot: Pilot[None]) -> None:
+        (session,) = app.sessions
+        await until(pilot, lambda: session.latest.status == "ended")
+        (view,) = app.query(View)
+        await until(pilot, lambda: "ended" in said(view, "head"))
+        await until(pilot, lambda: view.query_one(Heat).levels.shape == shape)
+        assert len(said(view, "lines").splitlines()) == lines
+        assert said(view, "settings").split() == ["›", "speed", "as", "fast", "as", "it", "goes"]
+        await pilot.press("down", "left", "a")
+        assert session.latest.speed is not None
+
+    watched(setup, script)
 
 
 def test_settings_turn_in_steps(tmp_path: Path) -> None:

@@ -227,6 +227,17 @@ def _print_summary(
         memory.add_row(*row)
     if held.heads:
         console.print(memory)
+    others = Table(box=SIMPLE_HEAD, title="Other memories", title_justify="left")
+    for name in ("layer", "head", "what", "size", "energy", "rank"):
+        others.add_column(name, justify="left" if name == "what" else "right")
+    for part in held.parts:
+        rank = "–" if part.effective_rank != part.effective_rank else f"{part.effective_rank:.1f}"
+        size = f"{part.values.shape[0]:,} × {part.values.shape[1]:,}"
+        others.add_row(
+            str(part.layer), "" if part.head is None else str(part.head), part.title, size, f"{part.energy:.3g}", rank
+        )
+    if held.parts:
+        console.print(others)
     windows = Table(box=SIMPLE_HEAD, title="Windows", title_justify="left")
     for name in ("layer", "tokens it sees", "filled"):
         windows.add_column(name, justify="right")

@@ -66,7 +66,7 @@ def command(
         Path | None,
         typer.Option(metavar="FILE", help="Record what the layers hold: .jsonl, .csv, or a folder for TensorBoard."),
     ] = None,
-    probe_every: Annotated[int, typer.Option(min=1, help="Steps from one record to the next.")] = 16384,
+    probe_every: Annotated[int, typer.Option(min=1, help="Steps from one record to the next.")] = 32768,
     threads: options.Threads = None,
 ) -> None:
     """Read standard input as one endless stream; write surprise (text) or predictions (rows).

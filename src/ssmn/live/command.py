@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ssmn.config import SSMNConfig
@@ -11,7 +12,7 @@ from ssmn.live.feeds import Source, source_for
 from ssmn.live.reading import Reading
 from ssmn.live.session import Session
 from ssmn.models.stack import Stack
-from ssmn.probes import memories
+from ssmn.probes import state_maps, writers
 from ssmn.state import StreamState
 
 if TYPE_CHECKING:
@@ -63,9 +64,8 @@ class Setup:
             state: Where sessions start.
 
         Raises:
-            RangeError, FileError, ConfigError: The model or the source is none that can be watched.
+            RangeError, FileError: The source is none that can be watched.
         """
-        memories(model)
         if speed is not None and speed < 0:
             raise RangeError(f"--speed {speed:g}: wanted steps a second, or 0 for as fast as it goes.")
         source = source_for(where, model.config, tokenizer)
@@ -77,24 +77,26 @@ class Setup:
         reading = Reading(self.model, self.source.reader(), self.tokenizer, self.state)
         return Session(reading, label=self.source.name, speed=self.speed, idle_seconds=idle_seconds)
 
-    @property
+    @cached_property
     def about(self) -> dict[str, Any]:
-        """What a page says of the model and the source: names, and settings as trained."""
-        found = memories(self.model)
-        config = self.model.config
-        first = next(iter(found.values()))
+        """What a page says of model and source: their names, which settings have an effect, and what is as trained."""
+        config, found, shown = self.model.config, writers(self.model), state_maps(self.model.init_state(1))
+        sizes = [f"{found.title} ({' × '.join(map(str, found.values.shape[1:]))})" for found in shown.values()]
+        told = [f"{sizes.count(size)} × {size}" if sizes.count(size) > 1 else size for size in dict.fromkeys(sizes)]
+        settings = ["eta_scale", "decay_scale", "write_threshold"] if found else []
+        if found or not set(config.layer_types or ()) <= {"static", "lru"}:
+            settings.append("frozen")
+        first = next(iter(found.values()), None)
         is_rows = isinstance(config, SSMNConfig)
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         size = f"{parameters / 1e6:.2g} M" if parameters >= 1e5 else f"{parameters:,}"
-        plural = "memory" if len(found) == 1 else "memories"
         return {
             "kind": config.kind,
-            "model": f"{'Standard' if is_rows else 'Text'} model, {size} parameters, {len(found)} {plural} of "
-            f"{first.heads} × {first.head_dim} × {first.head_dim} ({first.update_rule})",
+            "model": f"{'Standard' if is_rows else 'Text'} model, {size} parameters, {', '.join(told)}",
             "source": self.source.name,
-            "columns": list(self.source.columns),
-            "eta": first.importance.plasticity_eta,
+            "settings": settings,
+            "eta": None if first is None else first.importance.plasticity_eta,
             "decay": list(config.to_dict()["decay_lambda"]),
-            "threshold": first.write_threshold,
-            "layers": list(found),
+            "threshold": None if first is None else first.write_threshold,
+            "layers": list(shown),
         }

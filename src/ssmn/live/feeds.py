@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -41,6 +41,8 @@ KEPT = 1 << 20
 """Tokens (or numbers of rows) that a feed keeps for sessions that are behind; what is older, they miss."""
 CONNECT_SECONDS = 10.0
 ROWS_AT_ONCE = 256
+LONGEST_NAME = 40
+"""Characters of a column's name that are shown."""
 
 
 class Feed:
@@ -49,6 +51,7 @@ class Feed:
     Args:
         pieces: Opens the source: an iterator of steps, called and drawn from in the feed's own thread.
         closing: What wakes that thread when it waits for input and is no longer wanted.
+        columns: Names of the columns, of rows; the list is the source's, which puts in what its header says.
         lasting: Whether it goes on when its last reader leaves, as what cannot be opened again must.
 
     Example:
@@ -65,10 +68,12 @@ class Feed:
         self,
         pieces: Callable[[], Iterator[Steps]],
         closing: Callable[[], None] | None = None,
+        columns: Sequence[str] = (),
         *,
         lasting: bool = False,
     ) -> None:
         self._pieces, self._closing, self._lasting = pieces, closing, lasting
+        self.columns = columns
         self._changed = threading.Condition()
         self._buffer: deque[Steps] = deque()
         self._start = self._end = 0
@@ -164,6 +169,11 @@ class Reader:
         """Steps that had been dropped before they were read."""
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns of rows, as far as they are known; empty for text."""
+        return tuple(self.feed.columns)
+
+    @property
     def waiting(self) -> int:
         """Steps that can be taken at once."""
         return max(0, self.feed._end - max(self.at, self.feed._start))
@@ -219,8 +229,6 @@ class Source:
     """What to call it."""
     live: bool
     """Whether it arrives by itself."""
-    columns: tuple[str, ...]
-    """Names of the columns, of rows; empty for text."""
     open: Callable[[], Feed]
     """The feed: a new one, or of a live source the one there is."""
 
@@ -252,35 +260,41 @@ def source_for(where: str | None, config: Any, tokenizer: Tokenizer | None) -> S
             ...
         ssmn.errors.RangeError: source: 'tcp://localhost:http'; wanted tcp://HOST:PORT with a port from 1 to 65535.
     """
-    columns: tuple[str, ...] = ()
+    columns: list[str] = []
     if isinstance(config, SSMNConfig):
-        columns = tuple(f"column {number}" for number in range(1, config.input_dim + 1))
+        columns += (f"column {number}" for number in range(1, config.input_dim + 1))
+
+    def named(names: Sequence[str]) -> None:
+        if not all(map(str.isdecimal, names)):  # numbers stand for names that the input does not have
+            columns[:] = (name[:LONGEST_NAME] for name in names)
 
     def pieces(opened: Callable[[], AbstractContextManager[Any]]) -> Iterator[Steps]:
         with opened() as source:
-            yield from token_pieces(tokenizer, source) if tokenizer is not None else row_pieces(source, config)
+            yield from token_pieces(tokenizer, source) if tokenizer is not None else row_pieces(source, config, named)
 
     if where is None:
         name, path = _built_in(config)
-        return Source(name, False, columns, lambda: Feed(partial(pieces, partial(lzma.open, path))))
+        return Source(name, False, lambda: Feed(partial(pieces, partial(lzma.open, path)), columns=columns))
     if where == "-":
-        feed = Feed(partial(pieces, lambda: nullcontext(sys.stdin.buffer)), lasting=True)
-        return Source("standard input", True, columns, lambda: feed)
+        feed = Feed(partial(pieces, lambda: nullcontext(sys.stdin.buffer)), columns=columns, lasting=True)
+        return Source("standard input", True, lambda: feed)
     if where.startswith("tcp://"):
         line = _Line(*_address(where))
-        feed = Feed(partial(pieces, line.open), line.close, lasting=True)
-        return Source(where, True, columns, lambda: feed)
+        feed = Feed(partial(pieces, line.open), line.close, columns, lasting=True)
+        return Source(where, True, lambda: feed)
     path = Path(where)
     if not path.is_file():
         raise FileError(f"source: {where} is not there, or no file; wanted a file, - or tcp://HOST:PORT.")
-    return Source(path.name, False, columns, lambda: Feed(partial(pieces, partial(path.open, "rb"))))
+    return Source(path.name, False, lambda: Feed(partial(pieces, partial(path.open, "rb")), columns=columns))
 
 
-def row_pieces(source: ByteSource, config: SSMNConfig) -> Iterator[Steps]:
+def row_pieces(
+    source: ByteSource, config: SSMNConfig, named: Callable[[Sequence[str]], None] | None = None
+) -> Iterator[Steps]:
     """Rows of comma-separated text for a Standard model, [T, input_dim] at a time.
 
     Rows that cannot be read are left out; so are rows with gaps, of a model that takes none. A column of dates is
-    passed over.
+    passed over. `named` is told the names of the columns ("1", "2", ... if there is no header).
 
     Raises:
         FileError: The rows have another number of columns than the model takes.
@@ -291,6 +305,8 @@ def row_pieces(source: ByteSource, config: SSMNConfig) -> Iterator[Steps]:
             f"line 1: {len(rows.names)} columns of numbers ({', '.join(rows.names)}); the model takes "
             f"{config.input_dim} (its input_dim)."
         )
+    if named is not None and rows.names:
+        named(rows.names)
     batch: list[tuple[float, ...]] = []
     for row in rows:
         if config.missing == "mask" or all(map(math.isfinite, row.values)):

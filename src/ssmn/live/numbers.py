@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ssmn.state import PlasticState, StreamState
+from ssmn.probes import state_maps
+from ssmn.state import StreamState
 
 MAP_SIDE = 64
 """Most rows and columns of the picture of one layer, all its heads together."""
@@ -19,24 +20,24 @@ MAP_SIDE = 64
 
 @dataclass(frozen=True)
 class Picture:
-    """A memory [H, K, V], reduced: each cell has the value of largest magnitude in its block, as a share of `peak`."""
+    """A memory [H, R, C], reduced: each cell has the value of largest magnitude in its block, as a share of `peak`."""
 
     cells: NDArray[np.int8]
-    """[H, R, C] in −127 .. 127."""
+    """[H, height, width] in −127 .. 127."""
     peak: float
     """Largest magnitude in the memory: what ±127 stands for."""
     rows: int
-    """K."""
+    """R."""
     columns: int
-    """V."""
+    """C."""
 
 
 def memories_of(state: StreamState) -> dict[int, Tensor]:
-    """The synaptic memories [H, K, V] of a state of one row, by the number of their layer.
+    """The memories [H, R, C] of a state of one row, by the number of their layer, as `ssmn.probes.state_maps` has them.
 
     They are the state's own tensors, which nothing ever writes into.
     """
-    return {n: layer.memory[0] for n, layer in enumerate(state.layers) if isinstance(layer, PlasticState)}
+    return {layer: found.values[0] for layer, found in state_maps(state).items()}
 
 
 def distance(mine: dict[int, Tensor], theirs: dict[int, Tensor]) -> float:
@@ -47,7 +48,7 @@ def distance(mine: dict[int, Tensor], theirs: dict[int, Tensor]) -> float:
 
 
 def picture(memory: Tensor) -> Picture:
-    """A memory [H, K, V] as a picture of at most `MAP_SIDE`² cells.
+    """A memory [H, R, C] as a picture of at most `MAP_SIDE`² cells.
 
     Example:
         >>> import torch

@@ -8,6 +8,7 @@ import math
 import tempfile
 from collections import deque
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -18,11 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssmn.config import Plasticity, SSMNConfig
-from ssmn.errors import RangeError, ShapeError, StateError
+from ssmn.errors import ConfigError, RangeError, ShapeError, StateError
 from ssmn.live.feeds import Reader, Steps
 from ssmn.live.numbers import Picture, memories_of, picture
 from ssmn.models.stack import Stack
-from ssmn.probes import effective_rank, energy, memories, spectrum, watch_importance
+from ssmn.probes import effective_rank, energy, spectrum, state_maps, watch_importance, writers
 from ssmn.state import StreamState
 from ssmn.stream import Stream
 from ssmn.streaming import token_bits
@@ -43,16 +44,20 @@ class LayerReport:
 
     layer: int
     """Number of the layer."""
+    title: str
+    """What its memory is, such as "synaptic memory"."""
+    axes: tuple[str, str]
+    """What a row and a column of it are."""
     energy: list[float]
     """Σ S² of each head."""
     update: list[float]
     """‖ΔS‖ of each head since the report before, per step."""
     rank: list[float]
-    """Effective rank of each head; as it was if it was not asked for."""
+    """Effective rank of each head; as it was if it was not asked for, NaN of what is no matrix."""
     write_rate: list[float]
-    """Share of the steps that were written, of each head."""
+    """Share of the steps that were written, of each head; empty of a memory that does not choose what it writes."""
     importance: list[float]
-    """Mean importance of the steps, of each head."""
+    """Mean importance of the steps, of each head; likewise."""
     picture: Picture
 
 
@@ -95,13 +100,13 @@ class Reading:
     The numbers are those of a plain `Stream` that reads the same steps: watching changes nothing.
 
     Args:
-        model: A text or a Standard model with a synaptic memory. Its weights are shared, nothing else.
+        model: A text or a Standard model. Its weights are shared, nothing else.
         reader: Where the steps come from.
         tokenizer: Of a text model.
         state: Where to start; None = fresh.
 
     Raises:
-        ConfigError: The model has no synaptic memory.
+        ConfigError: The model keeps nothing: all its layers are windows of one step.
         RangeError: The model needs inputs that rows do not bring, or a text model has no tokenizer.
 
     Example:
@@ -133,7 +138,7 @@ class Reading:
         shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
         self._own = copy.deepcopy(model, shared)
         self.model, self.reader, self.tokenizer = model, reader, tokenizer
-        self.thresholds = [memory.write_threshold for memory in memories(self._own).values()]
+        self._writers = writers(self._own)
         self.plasticity = Plasticity()
         """How the memory learns and forgets from the next piece on."""
         self._stream = Stream(self._own, state)
@@ -142,7 +147,10 @@ class Reading:
         self._expect = _Text(tokenizer) if tokenizer is not None else _Rows(cast("SSMNConfig", self._rows))
         self._marks: dict[str, Any] = {}
         self._pushed: deque[Steps] = deque()
-        self._ranks = {layer: [0.0] * memory.shape[0] for layer, memory in memories_of(self.state).items()}
+        self._shown = state_maps(self.state)
+        if not self._shown:
+            raise ConfigError("live: all layers are windows of one step; the model keeps nothing that could be shown.")
+        self._ranks = {layer: [0.0] * found.values.shape[1] for layer, found in self._shown.items()}
         self._begin()
 
     @property
@@ -170,17 +178,19 @@ class Reading:
         steps = self._next(most)
         if steps is None:
             return 0
-        with watch_importance(self._own) as seen:
+        with watch_importance(self._own) if self._writers else nullcontext({}) as seen:
             pieces = self._expect.read(self._stream, steps, self.plasticity)
-        importance = np.stack([torch.cat(calls, 1)[0].numpy() for calls in seen.values()], 1)  # [T, L, H]
-        asked = self.plasticity.write_threshold
-        limits = np.array(self.thresholds if asked is None else [asked] * len(self.thresholds))
-        written = (importance >= limits[:, None]) & (not self.plasticity.frozen)
         self._steps += len(steps)
-        self._written += written.sum(0)
-        self._importance += importance.sum(0)
-        strength = np.where(written, importance, 0.0).mean((1, 2))
-        self._seen.extend(zip(pieces[-SHOWN:], strength.tolist()[-SHOWN:], strict=True))
+        asked, strengths = self.plasticity.write_threshold, [np.zeros((len(steps), 1))]
+        for layer, calls in seen.items():
+            importance = (calls[0] if len(calls) == 1 else torch.cat(calls, 1))[0].numpy()  # [T, H]
+            limit = self._writers[layer].write_threshold if asked is None else asked
+            written = (importance >= limit) & (not self.plasticity.frozen)
+            self._written[layer] += written.sum(0)
+            self._importance[layer] += importance.sum(0)
+            strengths.append(np.where(written, importance, 0.0)[-SHOWN:])
+        strength = np.concatenate(strengths[1:] or strengths, 1)[-SHOWN:].mean(1)
+        self._seen.extend(zip(pieces[-SHOWN:], strength.tolist(), strict=True))
         return len(steps)
 
     def report(self, *, ranks: bool = True) -> Report:
@@ -191,19 +201,22 @@ class Reading:
         """
         now, steps = memories_of(self.state), max(1, self._steps)
         layers = []
-        for number, (layer, memory) in enumerate(now.items()):
+        for layer, memory in now.items():
+            shown = self._shown[layer]
             if ranks:
-                sound = bool(memory.isfinite().all())
+                sound = shown.is_matrix and bool(memory.isfinite().all())
                 self._ranks[layer] = effective_rank(spectrum(memory)).tolist() if sound else [math.nan] * len(memory)
             change = energy(memory - self._before[layer]).sqrt() / steps
             layers.append(
                 LayerReport(
                     layer=layer,
+                    title=shown.title,
+                    axes=(shown.rows, shown.columns),
                     energy=energy(memory).tolist(),
                     update=change.tolist(),
                     rank=self._ranks[layer],
-                    write_rate=(self._written[number] / steps).tolist(),
-                    importance=(self._importance[number] / steps).tolist(),
+                    write_rate=(self._written[layer] / steps).tolist(),
+                    importance=(self._importance[layer] / steps).tolist(),
                     picture=picture(memory),
                 )
             )
@@ -284,10 +297,9 @@ class Reading:
 
     def _begin(self) -> None:
         self._before = memories_of(self.state)
-        heads = {layer: memory.shape[0] for layer, memory in self._before.items()}
-        shape = len(heads), next(iter(heads.values()))
         self._steps = 0
-        self._written, self._importance = np.zeros(shape), np.zeros(shape)
+        heads = {layer: self._writers[layer].heads if layer in self._writers else 0 for layer in self._before}
+        self._written, self._importance = ({layer: np.zeros(n) for layer, n in heads.items()} for _ in range(2))
         self._seen: deque[tuple[Any, float]] = deque(maxlen=SHOWN)
         self._expect.begin()
 

@@ -28,9 +28,10 @@ T = TypeVar("T")
 
 RATE = 21.0
 """Updates a second that a session aims at."""
-RANK_SHARE = 0.02
-"""Share of the time that may go into effective ranks; they are found anew as often as that allows."""
+RANK_SHARE = 0.01
+"""Share of the thread's own time that may go into effective ranks; they are found anew as often as that allows."""
 MOST_RANK_SECONDS = 2.0
+"""Seconds after which they are found anew in any case."""
 LEAST, FIRST, MOST = 32, 128, 2048
 """Steps of a piece; between them, as many as fit between two updates."""
 KEPT_UPDATES = 256
@@ -103,7 +104,8 @@ class Session:
         self._viewers, self._looked = 0, time.monotonic()
         self._dozing = False
         self._pace, self._allowance, self._size = 0.0, 0.0, FIRST
-        self._rank_seconds, self._ranked = 0.0, -math.inf
+        self._rank_seconds, self._ranked, self._ranked_spent = 0.0, -math.inf, 0.0
+        self._report_seconds = 0.0
         self._last = self._refilled = self._fed = time.monotonic()
         self.memories: dict[int, Tensor] = memories_of(reading.state)
         """The memories as of the latest update: values, safe to read from any thread."""
@@ -347,7 +349,7 @@ class Session:
         if self._speed is None:
             # So many steps that a piece fills the time between two updates, of this thread's own time: where others
             # take the processor, updates come less often, but no more of the time goes into what a piece costs.
-            fit = read / took * 0.95 / self._rate
+            fit = read / took * max(0.5 / self._rate, 1 / self._rate - self._report_seconds)
             self._size = int(min(max(LEAST, fit, self._size / 2), MOST, self._size * 2))
         if time.monotonic() - self._last >= 0.5 / self._rate:
             self._publish()
@@ -407,11 +409,16 @@ class Session:
         return "running"
 
     def _publish(self) -> None:
-        start, now = time.perf_counter(), time.monotonic()
-        ranks = now - self._ranked >= min(self._rank_seconds / RANK_SHARE, MOST_RANK_SECONDS)
+        start, now = time.thread_time(), time.monotonic()
+        # Of the thread's own time, as pieces are: where others take the processor, ranks must not take more of it.
+        due = start - self._ranked_spent >= self._rank_seconds / RANK_SHARE
+        ranks = due or now - self._ranked >= MOST_RANK_SECONDS
         report = self._reading.report(ranks=ranks)
+        took = time.thread_time() - start
         if ranks:
-            self._rank_seconds, self._ranked = time.perf_counter() - start, now
+            self._rank_seconds, self._ranked, self._ranked_spent = took, now, start
+        else:
+            self._report_seconds = took
         passed = max(now - self._last, 1e-6)
         share = min(1.0, passed)  # the pace is an average over about a second
         self._pace += share * (report.steps / passed - self._pace)
@@ -429,6 +436,7 @@ class Session:
             pace=self._pace,
             checkpoints=self._reading.checkpoints,
             missed=self._reading.reader.missed,
+            columns=self._reading.reader.columns,
             distance=apart,
         )
         with self._changed:

@@ -42,6 +42,8 @@ WIDE = 110
 """Columns from which on the map has its numbers and its text beside it, not below."""
 SPARKS = 80
 """Columns of a line at most."""
+LEAST_ROWS = 8
+"""Rows of cells that a map is at least, by repetition."""
 KEPT_PIECES = 400
 _BARS = " ▁▂▃▄▅▆▇█"
 _NEGATIVE = {True: (86, 180, 233), False: (0, 114, 178)}
@@ -81,9 +83,8 @@ def sparkline(values: Sequence[float], width: int) -> str:
 class Heat(Widget):
     """A memory's map in half-blocks, two cells in a character; all heads side by side, as large as fits."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._title = name
         self._dark = True
         self.levels = np.zeros((0, 0), np.int8)
         """[R, C], what is shown: −`SHADES` .. `SHADES`."""
@@ -121,6 +122,8 @@ def fitted(picture: Picture, width: int, height: int) -> NDArray[np.int8]:
     high, low = blocks.max((2, 4)), blocks.min((2, 4))
     strongest = np.where(high >= -low, high, low)
     levels = np.rint(strongest * (SHADES / 127)).astype(np.int8)
+    # A recurrence is two rows: as tall as a line of text each, they can be seen.
+    levels = np.repeat(levels, max(1, min(height, LEAST_ROWS) // levels.shape[1]), axis=1)
     apart = np.zeros((levels.shape[1], 1), np.int8)
     return np.concatenate([part for head in levels for part in (apart, head)][1:], axis=1)
 
@@ -141,6 +144,7 @@ class View(Vertical):
     View .head { text-style: bold; }
     View .body { height: 1fr; layout: horizontal; margin-top: 1; }
     View .maps { width: auto; height: auto; }
+    View .title { width: auto; color: $text-muted; }
     View Heat { width: 1; height: 1; margin-bottom: 1; }
     View .facts { width: 1fr; height: 1fr; padding-left: 2; }
     View .settings { margin-top: 1; }
@@ -158,13 +162,16 @@ class View(Vertical):
         self._pieces: deque[Piece] = deque(maxlen=KEPT_PIECES)
         self._trail: deque[list[Any]] = deque(maxlen=400)
         self._parts = {name: Static(classes=name) for name in ("head", "lines", "settings", "text")}
-        self._heats = [Heat(f"layer {layer}") for layer in setup.about["layers"]]
+        shown = session.latest.report.layers
+        self._titles = [Static(f"layer {layer.layer} · {layer.title}", classes="title") for layer in shown]
+        self._heats = [Heat() for _ in shown]
 
     def compose(self) -> ComposeResult:
         """The parts, from top to bottom."""
         head, *others = self._parts.values()
         yield head
-        yield Container(Vertical(*self._heats, classes="maps"), Vertical(*others, classes="facts"), classes="body")
+        maps = [part for pair in zip(self._titles, self._heats, strict=True) for part in pair]
+        yield Container(Vertical(*maps, classes="maps"), Vertical(*others, classes="facts"), classes="body")
 
     def draw(self, dark: bool) -> None:
         """Shows what is new."""
@@ -182,7 +189,7 @@ class View(Vertical):
         is_narrow = self.size.width < WIDE
         self.set_class(is_narrow, "narrow")
         if self._drawn % MAPS_EVERY == 0:
-            lines = (self.size.height - 3) // (3 if is_narrow else 1) // len(self._heats) - 1
+            lines = (self.size.height - 3) // (3 if is_narrow else 1) // len(self._heats) - 2
             width = self.size.width if is_narrow else self.size.width - WIDE // 2
             for heat, layer in zip(self._heats, update.report.layers, strict=True):
                 heat.show(layer.picture, dark, width, lines)
@@ -216,6 +223,8 @@ class View(Vertical):
         made = Text(no_wrap=True)
         for number, name in enumerate((f"surprise {unit}", "energy", "change a step", "effective rank", "written")):
             values = [point[number] for point in trail]
+            if number > 2 and not any(map(math.isfinite, values)):
+                continue  # a memory that is no matrix, or does not choose what it writes
             latest = next((value for value in reversed(values) if math.isfinite(value)), math.nan)
             made.append(f"{name:<19}", style="dim")
             made.append(f"{latest:>8.4g} " if math.isfinite(latest) else f"{'–':>8} ")
@@ -251,22 +260,28 @@ class View(Vertical):
     def _rows(self) -> Text:
         made = Text(no_wrap=True)
         width = max(8, min(SPARKS, self._parts["text"].size.width - 45))
-        for column, name in enumerate(self._setup.source.columns[:4]):
+        names = self.session.latest.columns[:4]
+        room = min(20, max(map(len, names), default=0))
+        for column, name in enumerate(names):
             values = [piece.values[column] for piece in self._pieces]
             if values:
                 latest, expected = values[-1], self._pieces[-1].expected[column]
-                made.append(f"{name:<12}", style="dim")
+                made.append(f"{name[:room]:<{room}}", style="dim")
                 made.append(f"{latest:>10.4g} expected {expected:>10.4g} {sparkline(values, width)}\n")
         return made
 
 
-SETTINGS = ("eta_scale", "decay_scale", "write_threshold", "speed")
-"""What the arrow keys change, from top to bottom."""
+def settings_of(setup: Setup) -> list[str]:
+    """What the arrow keys change, from top to bottom: what has an effect on this model, and the speed."""
+    return [name for name in setup.about["settings"] if name != "frozen"] + ["speed"]
 
 
 def told(update: Update, setup: Setup) -> dict[str, str]:
-    """The settings in words, by their names."""
+    """The settings in words, by their names, in the order of `settings_of`."""
     plasticity, about = update.plasticity, setup.about
+    speed = {"speed": "as fast as it goes" if update.speed is None else f"{update.speed:,.0f} a second"}
+    if about["eta"] is None:
+        return speed
     threshold = about["threshold"] if plasticity.write_threshold is None else plasticity.write_threshold
     rates = [1 - (1 - rate) ** plasticity.decay_scale for rate in about["decay"]]
     spread = f"{min(rates):.2g}" + (f" … {max(rates):.2g}" if max(rates) > min(rates) else "")
@@ -274,7 +289,7 @@ def told(update: Update, setup: Setup) -> dict[str, str]:
         "η writing": f"×{plasticity.eta_scale:.3g}  η {min(1.0, plasticity.eta_scale * about['eta']):.3g}",
         "λ forgetting": f"×{plasticity.decay_scale:.3g}  λ {spread}",
         "write threshold": f"{threshold:.2f}" if threshold > 0 else "off",
-        "speed": "as fast as it goes" if update.speed is None else f"{update.speed:,.0f} a second",
+        **speed,
     }
 
 
@@ -388,12 +403,12 @@ class WatchApp(App[None]):
 
     def action_choose(self, by: int) -> None:
         """Chooses the setting above or below."""
-        self._view.row = (self._view.row + by) % len(SETTINGS)
+        self._view.row = (self._view.row + by) % len(settings_of(self._setup))
 
     def action_turn(self, by: int) -> None:
         """Changes the chosen setting."""
         view = self._view
-        change = turned(SETTINGS[view.row], view.session.latest, self._setup, by)
+        change = turned(settings_of(self._setup)[view.row], view.session.latest, self._setup, by)
         if "speed" in change:
             self._attempt(lambda: view.session.set_speed(change["speed"]))
         else:

@@ -31,6 +31,8 @@ class Update:
     checkpoints: tuple[str, ...]
     missed: int
     """Steps of the source that were dropped before this session came to read them."""
+    columns: tuple[str, ...]
+    """Names of the columns, of rows; empty for text."""
     distance: float | None
     """How far its memory is from that of the session it was forked from: √Σ(A − B)² / √ΣB²; None if from none."""
 
@@ -38,7 +40,7 @@ class Update:
 def trail_point(update: Update) -> list[Any]:
     """An update's place on the lines: [position, surprise, distance, per layer [energy, update, rank, write rate]].
 
-    Of several heads: energies and squared changes are summed, ranks and rates averaged.
+    Of several heads: energies and squared changes are summed, ranks and rates averaged. NaN for what a memory has not.
     """
     report = update.report
     layers = [
@@ -46,7 +48,7 @@ def trail_point(update: Update) -> list[Any]:
             sum(layer.energy),
             math.sqrt(sum(change**2 for change in layer.update)),
             sum(layer.rank) / len(layer.rank),
-            sum(layer.write_rate) / len(layer.write_rate),
+            sum(layer.write_rate) / len(layer.write_rate) if layer.write_rate else math.nan,
         ]
         for layer in report.layers
     ]
@@ -62,6 +64,8 @@ def described(update: Update) -> dict[str, Any]:
         layers.append(
             {
                 "layer": layer.layer,
+                "title": layer.title,
+                "axes": layer.axes,
                 **{name: [_short(value) for value in getattr(layer, name)] for name in _PER_HEAD},
                 "picture": {
                     "heads": cells.shape[0],
@@ -96,6 +100,7 @@ def described(update: Update) -> dict[str, Any]:
             "pace": round(update.pace, 1),
             "checkpoints": list(update.checkpoints),
             "missed": update.missed,
+            "columns": update.columns,
             "distance": None if update.distance is None else _short(update.distance),
             "point": trail_point(update),
         }

@@ -72,12 +72,15 @@ def theme(look: Look) -> Drawing:
     }
 
 
-def memory_map(values: np.ndarray, *, entry: str = "entry of S") -> Drawing:
+def memory_map(
+    values: np.ndarray, *, entry: str = "entry of S", axes: tuple[str, str] = ("key (row of S)", "value (column of S)")
+) -> Drawing:
     """The entries of one memory as a signed heat map.
 
     Args:
         values: S [K, V]: rows pre-synaptic, columns post-synaptic.
         entry: What an entry is, for the note under the pointer.
+        axes: What a row and a column are. Few rows are drawn as strips, else cells are squares.
 
     Example:
         >>> import numpy as np
@@ -87,18 +90,20 @@ def memory_map(values: np.ndarray, *, entry: str = "entry of S") -> Drawing:
     """
     checked = matrix("memory_map", "values", values)
     end = signed_end([checked])
+    row, column = (axis.split(" (")[0] for axis in axes)
+    is_strip = 4 * checked.shape[0] < checked.shape[1]
     trace = {
         "type": "heatmap", "z": packed(checked), "coloraxis": "coloraxis",
-        "hovertemplate": f"key %{{y}}, value %{{x}}<br>{entry} %{{z:.4g}}<extra></extra>",
+        "hovertemplate": f"{row} %{{y}}, {column} %{{x}}<br>{entry} %{{z:.4g}}<extra></extra>",
     }  # fmt: skip
     layout = {
-        "height": 460,
+        "height": 230 if is_strip else 460,
         "margin": {"l": 48, "r": 8, "t": 34, "b": 44},
         "coloraxis": {"cmin": -end, "cmax": end},
-        "xaxis": {"title": {"text": "value (column of S)"}, "constrain": "domain", "showgrid": False},
+        "xaxis": {"title": {"text": axes[1]}, "constrain": "domain", "showgrid": False},
         "yaxis": {
-            "title": {"text": "key (row of S)"}, "autorange": "reversed", "scaleanchor": "x", "constrain": "domain",
-            "showgrid": False,
+            "title": {"text": axes[0]}, "autorange": "reversed", "showgrid": False,
+            **({"nticks": checked.shape[0] + 1} if is_strip else {"scaleanchor": "x", "constrain": "domain"}),
         },
     }  # fmt: skip
     return {"data": [trace], "layout": layout}

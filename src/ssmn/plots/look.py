@@ -80,6 +80,8 @@ SCALE: dict[str, Any] = {"shrink": 0.6, "aspect": 34, "pad": 0.02}
 CAPTIONS = {
     "memory_maps": "Bright rows and columns: what is written often. A map without structure holds many patterns laid "
     "over each other; an empty one has forgotten. Blue is negative, orange positive.",
+    "other_maps": "What changes from one state to another, and what is empty: slots and rows in which nothing was "
+    "stored have the colour of the paper. Blue is negative, orange positive.",
     "spectra": "How far the line stays up. Each step is one direction that the memory can tell apart: a line that "
     "falls at once holds few patterns, one that stays level to the right edge is full.",
     "along_text": "Peaks: surprising tokens are new to the model, important ones are written firmly. The energy rises "

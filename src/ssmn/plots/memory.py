@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def memory_maps(memories: Mapping[str, np.ndarray], look: Look = LIGHT) -> Figure:
+def memory_maps(memories: Mapping[str, np.ndarray], look: Look = LIGHT, what: str = "memory_maps") -> Figure:
     """The entries of memories as signed heat maps, all on one scale with 0 in the colour of the paper.
 
     Args:
         memories: By name, such as "layer 2, head 0", S [K, V]: rows pre-synaptic, columns post-synaptic.
         look: Where it is to be seen.
+        what: `memory_maps`, or `other_maps` for those of other layers, whose cells need not be squares.
 
     Returns:
         A panel for each memory, and the scale. The scale ends at the 99.5th percentile of |S|, so that one entry does
@@ -49,15 +50,16 @@ def memory_maps(memories: Mapping[str, np.ndarray], look: Look = LIGHT) -> Figur
         for axis, (name, values) in zip(axes.flat, checked.items(), strict=False):
             axis.grid(visible=False)
             drawn = axis.imshow(
-                values, cmap=colour_map(look.signed), vmin=-end, vmax=end, interpolation="nearest", aspect="equal"
-            )
+                values, cmap=colour_map(look.signed), vmin=-end, vmax=end, interpolation="nearest",
+                aspect="equal" if what == "memory_maps" else "auto",
+            )  # fmt: skip
             axis.set_title(name)
-            axis.set_xlabel("value (column of S)")
-            axis.set_ylabel("key (row of S)")
+            axis.set_xlabel("value (column of S)" if what == "memory_maps" else "column")
+            axis.set_ylabel("key (row of S)" if what == "memory_maps" else "row")
         for axis in axes.flat[len(checked) :]:
             axis.set_visible(False)
-        figure.colorbar(drawn, ax=list(axes.flat), label="entry of S (no unit)", location="bottom", **SCALE)
-        caption(figure, "memory_maps", look)
+        figure.colorbar(drawn, ax=list(axes.flat), label="entry (no unit)", location="bottom", **SCALE)
+        caption(figure, what, look)
     return figure
 
 

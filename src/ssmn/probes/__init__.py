@@ -1,11 +1,13 @@
 """Numbers about the machine, the library and a running model; nothing here draws.
 
-`machine` says what runs here, `writes` what is written, `measures` what a memory holds, `attribution` and `tracing`
-where a read comes from; a `Recorder` keeps the numbers while a model trains or reads.
+`machine` says what runs here, `writes` what is written, `measures` what a memory holds and `maps` what of it can be
+looked at, `attribution` and `tracing` where a read comes from; a `Recorder` keeps the numbers while a model trains or
+reads.
 """
 
 from ssmn.probes.attribution import Attribution, Read, attribution_matrix
 from ssmn.probes.machine import Check, check_backend, machine, resident_bytes
+from ssmn.probes.maps import StateMap, state_map, state_maps
 from ssmn.probes.measures import (
     Measures,
     effective_rank,
@@ -22,7 +24,7 @@ from ssmn.probes.novelty import Novelty
 from ssmn.probes.recorder import Record, RecordedStream, Recorder, flat
 from ssmn.probes.tracing import Trace, Tracer, trace
 from ssmn.probes.watch import BlockCall, MemoryCall, attention_entropy, watch_blocks, watch_memories
-from ssmn.probes.writes import Writes, memories, read_writes, watch_importance
+from ssmn.probes.writes import Writes, memories, read_writes, watch_importance, writers
 
 __all__ = [
     "Attribution",
@@ -35,6 +37,7 @@ __all__ = [
     "Record",
     "RecordedStream",
     "Recorder",
+    "StateMap",
     "Trace",
     "Tracer",
     "Writes",
@@ -54,9 +57,12 @@ __all__ = [
     "resident_bytes",
     "spectral_radius",
     "spectrum",
+    "state_map",
+    "state_maps",
     "trace",
     "transition",
     "watch_blocks",
     "watch_importance",
     "watch_memories",
+    "writers",
 ]

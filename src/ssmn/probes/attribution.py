@@ -222,4 +222,7 @@ def check_piece(owner: str, x: object, options: dict[str, Any]) -> None:
         came = f"of shape {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise ShapeError(f"{owner}: x is {came}; wanted one row, [1, T, ...]: take x[row : row + 1].")
     if options.get("cu_seqlens") is not None:
-        raise RangeError(f"{owner}: cu_seqlens is given; wanted one stream at a time: cut x at the boundaries.")
+        raise RangeError(
+            f"{owner}: cu_seqlens is given; wanted one stream at a time, since each segment has a memory of "
+            "its own: cut x at the boundaries, with state.select([segment]) for each."
+        )

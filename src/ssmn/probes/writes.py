@@ -48,6 +48,19 @@ def memories(model: Stack) -> dict[int, SynapticMemory]:
     return found
 
 
+def writers(model: Stack) -> dict[int, SynapticMemory]:
+    """The synaptic memories by the number of their layer, those inside other mixers (`amn`) too; there may be none."""
+    found = {
+        number: next((part for part in block.mixer.modules() if isinstance(part, SynapticMemory)), None)
+        for number, block in enumerate(model.blocks)
+    }
+    return {number: memory for number, memory in found.items() if memory is not None}
+
+
+def _needed(model: Stack) -> dict[int, SynapticMemory]:
+    return writers(model) or memories(model)
+
+
 def read_writes(stream: Stream, x: torch.Tensor, *, plasticity: Plasticity | None = None) -> Writes:
     """Reads the next piece of a stream and says what was written on the way.
 
@@ -71,7 +84,7 @@ def read_writes(stream: Stream, x: torch.Tensor, *, plasticity: Plasticity | Non
         >>> writes.layers, writes.importance.shape, bool(writes.written.all())
         ((1,), (9, 1, 1), True)
     """
-    found = memories(stream.model)  # type: ignore[arg-type]
+    found = _needed(stream.model)  # type: ignore[arg-type]
     with watch_importance(stream.model) as seen:  # type: ignore[arg-type]
         stream.push(x, plasticity=plasticity)
     importance = np.stack([calls[-1][0].numpy() for calls in seen.values()], 1)
@@ -90,7 +103,7 @@ def watch_importance(model: Stack) -> Iterator[dict[int, list[torch.Tensor]]]:
     Raises:
         ConfigError: The model has no synaptic memory.
     """
-    found = memories(model)
+    found = _needed(model)
     seen: dict[int, list[torch.Tensor]] = {number: [] for number in found}
 
     def keep(number: int) -> Any:

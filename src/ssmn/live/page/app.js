@@ -73,12 +73,17 @@ class View {
       part("legend").innerHTML = "importance <i class='i1'></i><i class='i3'></i><i class='i5'></i><i class='surprising'></i> surprising";
       part("legend").title = "How strongly each token is written, from not at all to full strength; underlined: 8 bits of surprise or more";
     } else {
-      this.rows = new Rows(part("rows"), about.columns);
+      this.rows = new Rows(part("rows"));
       part("passage").hidden = true;
       part("rows").hidden = false;
       part("push").hidden = true;
       part("legend").textContent = "dotted: what was expected";
+      part("rows").setAttribute("role", "img");
+      part("rows").setAttribute("aria-label", "Rows as they are read, beside what was expected of them");
     }
+    part("memory").querySelector("h3").textContent = about.layers.length > 1 ? "Memories" : "Memory";
+    part("frozen").closest("label").hidden = !about.settings.includes("frozen");
+    part("trained").hidden = !about.settings.length;
     part("save").href = `/api/sessions/${this.id}/state`;
     part("close").hidden = !this.parent;
     this.#buttons();
@@ -120,7 +125,8 @@ class View {
   }
 
   #sliders() {
-    this.sliders = SLIDERS.map((kind) => {
+    const shown = SLIDERS.filter((kind) => kind.name === "speed" || about.settings.includes(kind.name));
+    this.sliders = shown.map((kind) => {
       const element = document.getElementById("slider").content.firstElementChild.cloneNode(true);
       const [label, output, input] = element.children;
       input.id = `${kind.name}-${this.id}`;
@@ -183,7 +189,7 @@ class View {
     this.update = update;
     this.dirty = true;
     if (this.text) this.text.add(update.pieces, update.left_out);
-    if (this.rows) this.rows.add(update.position, update.pieces);
+    if (this.rows) this.rows.add(update.position, update.pieces, update.columns);
   }
 
   #status(status) {
@@ -284,7 +290,7 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
 
 async function begin() {
   about = await call("GET", "about");
-  document.getElementById("about").textContent = `${about.model} · ${about.source}`;
+  document.getElementById("about").textContent = `${about.model.replaceAll(" × ", "\u00a0×\u00a0")} · ${about.source}`;
   const { sessions } = await call("GET", "sessions");
   const first = sessions.findLast((session) => !session.parent) ?? await call("POST", "sessions");
   show(first);

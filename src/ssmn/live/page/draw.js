@@ -45,8 +45,8 @@ export class Maps {
         figure.cells = cells.subarray(head * height * width, (head + 1) * height * width);
         figure.shape = layer.picture;
         paint(figure.canvas, figure.cells, height, width);
-        figure.numbers.textContent = ` · energy ${short(layer.energy[head])} · rank ${short(layer.rank[head])} of `
-          + `${Math.min(layer.picture.rows, layer.picture.columns)}`;
+        const most = Math.min(layer.picture.rows, layer.picture.columns), rank = layer.rank[head];
+        figure.numbers.textContent = `energy ${short(layer.energy[head])}` + (rank === null ? "" : ` · rank\u00a0${short(rank)}\u00a0of\u00a0${most}`);
         figure.low.textContent = `−${short(peak, 2)}`;
         figure.high.textContent = `+${short(peak, 2)}`;
         if (figure.at) this.#tell(figure);
@@ -64,19 +64,25 @@ export class Maps {
         const figure = document.createElement("figure");
         const canvas = document.createElement("canvas");
         canvas.setAttribute("role", "img");
-        const name = layer.picture.heads > 1 ? `Layer ${layer.layer}, head ${head}` : `Layer ${layer.layer}`;
-        canvas.setAttribute("aria-label", `${name}: ${layer.picture.rows} by ${layer.picture.columns} synapses`);
+        const { rows, columns, width, height } = layer.picture;
+        const name = `Layer ${layer.layer}` + (layer.picture.heads > 1 ? `, head ${head}` : "");
+        const what = `${layer.title}, ${rows}\u00a0×\u00a0${columns}`;
+        canvas.setAttribute("aria-label", `${name}: ${what}`);
+        // As its cells are, but neither a line nor a tower.
+        canvas.style.aspectRatio = String(Math.min(6, Math.max(0.8, width / height)));
         const caption = document.createElement("figcaption"), title = document.createElement("b");
         title.textContent = name;
-        const numbers = document.createElement("span");
+        const kind = document.createElement("span");
+        kind.textContent = ` · ${what}`;
+        const numbers = document.createElement("div");
         const scale = document.createElement("div");
         scale.className = "scale";
         const low = document.createElement("span"), bar = document.createElement("canvas"), high = document.createElement("span");
         scale.append(low, bar, high);
-        caption.append(title, numbers, scale);
+        caption.append(title, kind, numbers, scale);
         figure.append(canvas, caption);
         paint(bar, Uint8Array.from({ length: 255 }, (_, index) => index - 127), 1, 255);
-        const entry = { canvas, numbers, low, high, name, at: null };
+        const entry = { canvas, numbers, low, high, axes: layer.axes, at: null };
         canvas.addEventListener("pointermove", (event) => { entry.at = event; this.#tell(entry); });
         canvas.addEventListener("pointerleave", () => { entry.at = null; canvas.title = ""; });
         this.figures.push(entry);
@@ -84,9 +90,10 @@ export class Maps {
       }
     }
     this.root.replaceChildren(...made);
+    this.root.closest(".view").classList.toggle("many", made.length > 2);
   }
 
-  #tell({ canvas, at, cells, shape }) {
+  #tell({ canvas, at, cells, shape, axes }) {
     const box = canvas.getBoundingClientRect();
     const row = Math.min(shape.height - 1, Math.max(0, Math.floor((at.clientY - box.top) / box.height * shape.height)));
     const column = Math.min(shape.width - 1, Math.max(0, Math.floor((at.clientX - box.left) / box.width * shape.width)));
@@ -95,7 +102,7 @@ export class Maps {
       const first = Math.floor(cell * all / of), last = Math.ceil((cell + 1) * all / of) - 1;
       return first === last ? `${first}` : `${first}–${last}`;
     };
-    canvas.title = `from ${range(row, shape.height, shape.rows)} to ${range(column, shape.width, shape.columns)}: ${short(value)}`;
+    canvas.title = `${axes[0]} ${range(row, shape.height, shape.rows)}, ${axes[1]} ${range(column, shape.width, shape.columns)}: ${short(value)}`;
   }
 }
 
@@ -196,7 +203,11 @@ export class Lines {
 
   draw(layers) {
     if (!this.points.length || !window.Plotly) return;
-    const titles = [`Surprise (${this.unit})`, "Energy (Σ S²)", "Change per step (‖ΔS‖)", "Effective rank", "Steps written (share)"];
+    const told = ["Energy (Σ S²)", "Change per step (‖ΔS‖)", "Effective rank", "Steps written (share)"];
+    // Not every memory is a matrix, or chooses what it writes.
+    const numbers = [0, 1, 2, 3].filter((number) => number < 2
+      || this.points.some((point) => point[3].some((layer) => (layer[number] ?? null) !== null)));
+    const titles = [`Surprise (${this.unit})`, ...numbers.map((number) => told[number])];
     if (this.isFork) titles.unshift("Distance to the other memory");
     const [palette, x] = [lineColours(), this.points.map((point) => point[0])];
     const traces = [];
@@ -208,9 +219,10 @@ export class Lines {
     let panel = 0;
     if (this.isFork) add(panel++, this.points.map((point) => point[2]), "", 0);
     add(panel++, this.points.map((point) => point[1]), "", 0);
-    for (let number = 0; number < 4; number += 1, panel += 1) {
+    for (const number of numbers) {
       layers.forEach((layer, index) => add(panel, this.points.map((point) => point[3][index]?.[number]),
         layers.length > 1 ? `layer ${layer.layer}` : "", index, number === 0));
+      panel += 1;
     }
     const layout = frame(titles.length, titles, { title: { text: "position (steps read)", standoff: 10 } });
     layout.height = 92 * titles.length + 52;
@@ -224,14 +236,18 @@ export class Lines {
   }
 }
 
+/** A name as plotly shows it as it is: it reads some tags in texts, links among them. */
+const plain = (name) => name.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+
 /** Rows as they are read, with what was expected of them. */
 export class Rows {
   static most = 300;
-  constructor(root, names) { this.root = root; this.names = names.slice(0, 4); this.rows = []; }
+  constructor(root) { this.root = root; this.names = []; this.rows = []; }
 
   clear() { this.rows = []; }
 
-  add(position, pieces) {
+  add(position, pieces, names) {
+    this.names = names.slice(0, 4).map(plain);
     pieces.forEach((piece, index) => this.rows.push([position - pieces.length + index + 1, piece[0], piece[1]]));
     this.rows = this.rows.slice(-Rows.most);
   }

@@ -3,12 +3,13 @@
 from ssmn.plots.report.page import About, write_report
 from ssmn.plots.report.parting import Parting, part
 from ssmn.plots.report.pictures import pictures
-from ssmn.plots.report.reading import Head, Holdings, Reading, Token, holdings, quoted, read, window_weights
+from ssmn.plots.report.reading import Head, Holdings, Part, Reading, Token, holdings, quoted, read, window_weights
 
 __all__ = [
     "About",
     "Head",
     "Holdings",
+    "Part",
     "Parting",
     "Reading",
     "Token",

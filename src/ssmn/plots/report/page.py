@@ -18,7 +18,7 @@ from ssmn.files import atomic_write
 from ssmn.plots import interactive
 from ssmn.plots.look import CAPTIONS, Look
 from ssmn.plots.report.parting import Parting
-from ssmn.plots.report.reading import Head, Holdings, Reading
+from ssmn.plots.report.reading import Head, Holdings, Part, Reading
 
 _MAPS_BYTES = 1_500_000
 """Room in the file for heat maps of memories; where they would take more, cells are joined."""
@@ -71,7 +71,8 @@ def write_report(
     """
     figures: dict[str, list[dict[str, Any]]] = {}
     sections = [] if reading is None else [_text(reading), _along(reading, figures)]
-    sections += [_memory(held, figures)]
+    sections += [_memory(held, figures)] if held.heads or held.windows else []
+    sections += [_others(held.parts, figures)] if held.parts else []
     if reading is not None:
         sections += [_attention(reading, figures), _forgetting(reading, figures)]
         sections += [] if parting is None else [_parting(parting, figures)]
@@ -147,8 +148,8 @@ def _json(value: Any) -> str:
 def _lead(held: Holdings, reading: Reading | None) -> str:
     if reading is None:
         return (
-            f"A stream that has read {held.position:,} steps, as it was saved: what its memory holds, how full it is, "
-            f"and how much of its window is in use."
+            f"A stream that has read {held.position:,} steps, as it was saved: what its layers hold, how full "
+            f"they are, and how much of their windows is in use."
         )
     shown = "" if len(reading.pieces) == reading.tokens else f" Its last {len(reading.pieces):,} tokens are shown."
     return (
@@ -276,7 +277,7 @@ def _memory(held: Holdings, figures: dict[str, list[dict[str, Any]]]) -> tuple[s
         header = "<tr><th>window<th>tokens it sees<th>filled</tr>"
         table += f'<div class="scroll"><table class="small">{header}{windows}</table></div>'
     if not heads:
-        return "memory", "What the state holds", f"<p>The model has no synaptic memory.</p>{table}"
+        return "windows", "What the windows hold", f"<p>The model has no synaptic memory.</p>{table}"
     side = _side(len(heads))
     spectra = {head.name: head.spectrum.tolist() for head in heads}
     figures["memory"], figures["spectrum"] = [], []
@@ -297,6 +298,29 @@ columns.{joined_note}</p>
 </div>
 {table}"""
     return "memory", "What the memory holds", inside
+
+
+def _others(parts: Sequence[Part], figures: dict[str, list[dict[str, Any]]]) -> tuple[str, str, str]:
+    side, rows = _side(len(parts)), []
+    figures["others"] = []
+    for part in parts:
+        joined, cell = _joined(part.values, side)
+        entry = "entry" if cell == 1 else f"largest of {cell} × {cell} entries"
+        drawing = interactive.memory_map(joined, entry=entry, axes=part.axes)
+        figures["others"].append({"name": part.name, "drawing": drawing})
+        known = math.isfinite(part.effective_rank)
+        rank = f"{part.effective_rank:.1f} of {min(part.values.shape)}" if known else "–"
+        size = f"{part.values.shape[0]:,} × {part.values.shape[1]:,}"
+        energy = f"{part.energy:,.0f}" if part.energy >= 1000 else f"{part.energy:.3g}"
+        cells = (part.name, size, energy, rank)
+        rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}" for cell in cells) + "</tr>")
+    header = "<tr><th>memory<th>size<th>energy, Σ x²<th>effective rank</tr>"
+    inside = f"""<p class="about">Layers of other kinds remember in other ways; this is the part of each that lasts
+longest.</p>
+{_select("others", [part.name for part in parts])}
+{_plot("others", "other_maps")}{_look("other_maps")}
+<div class="scroll"><table class="wordy">{header}{"".join(rows)}</table></div>"""
+    return "others", "What the other layers hold", inside
 
 
 def _heads_table(heads: Sequence[Head]) -> str:

@@ -32,7 +32,8 @@ def pictures(
         parting: How the stream and a fork that read another text drifted apart, if there was one.
 
     Returns:
-        `memory` and `spectra` (of the first six heads, if the state has a memory); of a text also `along-text` (its
+        `memory` and `spectra` (of the first six heads, if the state has a memory), `others` (of other layers'
+        memories, the first six); of a text also `along-text` (its
         last 64 tokens), `attention` (the first memory and the window nearest to it) and `forgetting` (the first
         head); of a parting `distance`.
 
@@ -52,6 +53,8 @@ def pictures(
     if heads:
         drawn["memory"] = memory_maps({head.name: head.memory for head in heads}, look)
         drawn["spectra"] = spectra({head.name: head.spectrum.tolist() for head in heads}, look)
+    if held.parts:
+        drawn["others"] = memory_maps({part.name: part.values for part in held.parts[:_MOST]}, look, "other_maps")
     if reading is None:
         return drawn
     words = reading.pieces[-_WORDS:]

@@ -18,8 +18,8 @@ from ssmn.errors import RangeError, StateError
 from ssmn.layers.attention import SlidingWindowAttention
 from ssmn.models.text import TextSSMN
 from ssmn.ops.rotary import rotate
-from ssmn.probes import Trace, Tracer, attribution_matrix, watch_memories
-from ssmn.probes.measures import energy, measure_call, measure_state, transition
+from ssmn.probes import StateMap, Trace, Tracer, attribution_matrix, state_map, watch_memories
+from ssmn.probes.measures import effective_rank, energy, measure_call, measure_state, spectrum, transition
 from ssmn.probes.watch import MemoryCall
 from ssmn.state import StreamState, WindowState
 
@@ -74,6 +74,32 @@ class Head:
 
 
 @dataclass(frozen=True, eq=False)
+class Part:
+    """One head of what a layer without a synaptic memory remembers (`ssmn.probes.state_map`)."""
+
+    layer: int
+    """Number of the layer."""
+    head: int | None
+    """Number of the head; None if there is but one."""
+    title: str
+    """What it is, such as "stored patterns"."""
+    axes: tuple[str, str]
+    """What a row and a column are."""
+    values: np.ndarray
+    """[R, C]."""
+    energy: float
+    """Sum of the squares."""
+    effective_rank: float
+    """How many directions are in use; NaN of what is no matrix."""
+
+    @property
+    def name(self) -> str:
+        """Such as "layer 2, head 0: stored patterns"."""
+        head = "" if self.head is None else f", head {self.head}"
+        return f"layer {self.layer}{head}: {self.title}"
+
+
+@dataclass(frozen=True, eq=False)
 class Holdings:
     """What the state of one stream holds."""
 
@@ -85,6 +111,8 @@ class Holdings:
     """Every head of every synaptic memory."""
     windows: Mapping[int, tuple[float, int]]
     """By the number of the layer, the share of the window's slots in use, and its size W."""
+    parts: tuple[Part, ...] = ()
+    """What the layers hold that have neither: members of the family."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +188,7 @@ def holdings(state: StreamState) -> Holdings:
     """
     if state.batch_size != 1:
         raise StateError(f"holdings: the state has {state.batch_size} rows; wanted one: state.select([row]).")
-    heads, windows = [], {}
+    heads, windows, parts = [], {}, []
     for number, part in enumerate(state.detach().layers):
         (measured,) = measure_state(part)
         values = {name: value[0] for name, value in measured.values.items()}
@@ -170,7 +198,16 @@ def holdings(state: StreamState) -> Holdings:
             for head, memory in enumerate(part.memory[0]):  # type: ignore[attr-defined]
                 numbers = {name: float(values[name][head]) for name in ("energy", "effective_rank", "saturation")}
                 heads.append(Head(number, head, memory.numpy(), values["spectrum"][head].numpy(), **numbers))
-    return Holdings(int(state.position[0]), state.nbytes, tuple(heads), windows)
+        else:
+            parts += _parts(number, state_map(part))
+    return Holdings(int(state.position[0]), state.nbytes, tuple(heads), windows, tuple(parts))
+
+
+def _parts(layer: int, shown: StateMap) -> Iterator[Part]:
+    for head, values in enumerate(shown.values[0].float()):
+        rank = float(effective_rank(spectrum(values))) if shown.is_matrix else float("nan")
+        number = head if shown.values.shape[1] > 1 else None
+        yield Part(layer, number, shown.title, (shown.rows, shown.columns), values.numpy(), float(energy(values)), rank)
 
 
 @torch.no_grad()
