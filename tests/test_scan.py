@@ -161,5 +161,8 @@ def test_the_benchmark_in_a_tiny_size() -> None:
     assert {figure.length for figure in figures} == {6, 11}
     loops = [figure for figure in figures if figure.who == "torch loop"]
     assert len(loops) == 4 and all(figure.against == figures[0].who for figure in loops)
+    counted = figures_of({"results": bench.scan([6], batch=1, channels=3, repeats=1, processor=True)})
+    assert {figure.unit for figure in figures} == {"ms"}
+    assert {figure.unit for figure in counted} == {"ms of processor time"}
     with pytest.raises(RangeError, match="scan: lengths, batch, channels and repeats must be 1 or more"):
         bench.scan([])

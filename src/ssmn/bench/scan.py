@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -32,6 +33,7 @@ def scan(
     channels: int = 128,
     repeats: int = 7,
     patience: float = 15.0,
+    processor: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """The scan of linear recurrent units, forward and forward + backward, against a loop over time in torch.
@@ -45,6 +47,8 @@ def scan(
         channels: C, complex numbers per step.
         repeats: Timed runs of each.
         patience: Seconds; what takes longer runs once.
+        processor: Whether to count processor time, of all threads together, and not the time that passes: for one
+            thread on a machine that others use too.
         progress: Called with a line of text before each row.
 
     Returns:
@@ -61,6 +65,7 @@ def scan(
     if not lengths or min(*lengths, batch, channels, repeats) < 1:
         raise RangeError("scan: lengths, batch, channels and repeats must be 1 or more.")
     backends = ("native", "chunked") if native.status().available else ("chunked",)
+    clock, unit = (time.process_time, "ms of processor time") if processor else (time.perf_counter, "ms")
     figures: list[Figure] = []
     for length in lengths:
         generator = torch.Generator().manual_seed(0)
@@ -74,7 +79,7 @@ def scan(
                 _ours(backend): _call(_scan(backend), (_rows(a), _rows(x)), backward) for backend in backends
             }
             turns["torch loop"] = _call(loop, (a, x), backward)
-            seconds = time_alternately(turns, repeats, patience)
+            seconds = time_alternately(turns, repeats, patience, clock)
             for who, runs in seconds.items():
                 first = who == _ours(backends[0])
                 figures.append(
@@ -82,7 +87,7 @@ def scan(
                         panel=f"scan, {way}, {batch} × {channels} channels, float32",
                         length=length,
                         who=who,
-                        unit="ms",
+                        unit=unit,
                         **spread([1e3 * run for run in runs]),
                         ours=first,
                         against=None if first else _ours(backends[0]),

@@ -91,6 +91,8 @@ def scan(
     length: Lengths = None,
     batch: Annotated[int, typer.Option(min=1, help="Streams.")] = 1,
     channels: Annotated[int, typer.Option(min=1, help="Complex numbers per step.")] = 128,
+    processor: Annotated[bool, typer.Option("--processor", help="Counts processor time, not wall time.")] = False,
+    patience: Annotated[float, typer.Option(min=0, help="Seconds; what takes longer runs once.")] = 15.0,
     repeats: Repeats = None,
     quick: Quick = False,
     threads: Threads = None,
@@ -101,7 +103,7 @@ def scan(
     markdown: Markdown = None,
 ) -> None:
     """The scan of linear recurrent units against a loop over time in torch."""
-    settings: dict[str, Any] = {"batch": batch, "channels": channels}
+    settings: dict[str, Any] = {"batch": batch, "channels": channels, "processor": processor, "patience": patience}
     settings |= {"repeats": 3, "lengths": (256,)} if quick else {}
     settings |= _given(lengths=length, repeats=repeats)
     _measure("scan", settings, quick, threads, json, base, plot, dark, markdown)

@@ -12,12 +12,13 @@ import dataclasses
 import math
 import time
 from collections.abc import Generator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from ssmn.bench.quality.family.tasks import TASK_NAMES, FamilyTask, family_task
+from ssmn.bench.quality.family.training import train
 from ssmn.bench.quality.frame import Options, Part, Result, Run, Workplace
 from ssmn.bench.quality.peers import PEERS, of_size
 from ssmn.bench.report import Table
@@ -54,7 +55,7 @@ RATES = (3e-3, 1e-2)
 STEPS, ROWS = 400, 24
 TEST_BATCHES, TEST_ROWS = 8, 64
 """Each batch has a length of its own, where a task has several."""
-WARMUP, CLIP = 30, 1.0
+WARMUP = 30
 
 
 def runs(options: Options) -> Generator[Run, Result | None, None]:
@@ -118,44 +119,38 @@ def memory_bytes(kind: str, config: SSMNConfig) -> int:
         return build_block(kind, config).init_state(1).nbytes
 
 
+def share_of(step: int, steps: int) -> float:
+    """The part of the learning rate that a step takes: a warm-up, and a cosine to a fiftieth."""
+    return min((step + 1) / WARMUP, 0.5 * (1 + math.cos(math.pi * step / steps)) + 0.02)
+
+
 def measure(run: Run, place: Workplace) -> Result | None:
     """Trains on batches drawn afresh and tests on others; a stopped run begins anew."""
     settings = run.settings
     task = family_task(settings["task"], place.options.quick)
     torch.manual_seed(settings["seed"])
-    model, kind, steps = (
-        model_of(settings["member"], task, settings["equal"]),
-        MEMBERS[settings["member"]],
-        settings["steps"],
-    )
-    optimiser = torch.optim.AdamW(model.parameters(), settings["rate"], betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: min((step + 1) / WARMUP, 0.5 * (1 + math.cos(math.pi * step / steps)) + 0.02)
-    )
+    model, kind = model_of(settings["member"], task, settings["equal"]), MEMBERS[settings["member"]]
+    steps = settings["steps"]
 
     def answers(step: int, rows: int, split: str) -> Any:
         episode = task.batch(step, rows, settings["seed"], split)
         elapsed = episode.elapsed if kind in CLOCKS else None
         return model(episode.x, elapsed=elapsed)[0], episode
 
-    begun, worked, curve = time.monotonic(), time.process_time(), []
-    for step in range(steps):
-        loss = task.loss(*answers(step, settings["rows"], "train"))
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-        optimiser.step()
-        schedule.step()
-        if step % 50 == 49 or step + 1 == steps:
-            curve.append([step + 1, loss.item()])
-        if place.on_step(step + 1, steps, f"loss {loss.item():.3f}"):
-            return None
+    begun, worked = time.monotonic(), time.process_time()
+    losses = train(
+        model, lambda step: task.loss(*answers(step, settings["rows"], "train")), settings["rate"], steps,
+        partial(share_of, steps=steps), place.on_step,
+    )  # fmt: skip
+    if losses is None:
+        return None
     spent = {"seconds": time.monotonic() - begun, "processor_seconds": time.process_time() - worked}
     with torch.no_grad():
         tests = (answers(number, settings["test_rows"], "test") for number in range(settings["test_batches"]))
         errors = [task.error(given, episode) for given, episode in tests]
     return {
-        "error": sum(errors) / len(errors), "measure": task.measure, "curve": curve,
+        "error": sum(errors) / len(errors), "measure": task.measure,
+        "curve": [[number, loss] for number, loss in enumerate(losses, 1) if number % 50 == 0 or number == steps],
         "parameters": model.num_parameters(), "hidden_dim": model.config.hidden_dim,
         "state_bytes": model.init_state(1).nbytes, "memory_bytes": model.blocks[0].init_state(1).nbytes,
         "training": spent,

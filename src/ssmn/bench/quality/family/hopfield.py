@@ -7,7 +7,8 @@ learning puts the breakdown at 0.138 patterns per unit (Amit, Gutfreund and Somp
 from __future__ import annotations
 
 import statistics
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -48,6 +49,9 @@ THEORY = 0.138
 NOISES = (0.0, 0.001, 0.05)
 """Shares of the bits of a pattern that are turned before recall; 0.001 is one bit of 1,000."""
 
+TENTH = 0.1
+"""The load, and the share of the bits turned, at which every stored pattern is a starting point."""
+
 GOOD_BITS = 0.99
 """A pattern is recalled if so many of its bits are right after convergence."""
 
@@ -58,6 +62,8 @@ SYNAPTIC_LOADS = (0.1, 0.3, 0.5)
 PRESENTATIONS = (1, 3, 10, 30, 100)
 
 BETAS = (16.0, 32.0, 64.0, 128.0)
+COLD = (128.0, 512.0)
+"""Where a retrieval is all but the nearest neighbour."""
 NEAR = 0.01
 """A retrieval succeeds if it ends so near to its pattern, in norms of a pattern; any other is far beyond that."""
 
@@ -68,7 +74,7 @@ RATES = (3e-3, 1e-2)
 
 
 def runs(options: Options) -> Generator[Run, Result | None, None]:
-    """Energies, once; per seed the load of each rule and retrieval; then pooling, with the better rate."""
+    """Energies, once; per seed recall by load of each rule, and retrieval; then pooling, at the better rate."""
     quick = options.quick
     yield Run("energy-0", {
         "what": "energy", "seed": 0, "units": 20 if quick else 100, "runs": 10 if quick else 1000,
@@ -81,12 +87,19 @@ def runs(options: Options) -> Generator[Run, Result | None, None]:
                 "loads": loads[:2] if quick else loads, "noises": NOISES, "starts": 5 if quick else 40,
             }  # fmt: skip
             yield Run(f"load-{rule}-{seed}", settings)
+            yield Run(f"tenth-{rule}-{seed}", {
+                **settings, "what": "tenth", "loads": (TENTH,), "noises": (0.0, TENTH), "starts": 1000,
+            })  # fmt: skip
         yield Run(f"synaptic-{seed}", {
             "what": "synaptic", "seed": seed, "units": 20 if quick else 100, "loads": SYNAPTIC_LOADS,
             "presentations": PRESENTATIONS,
         })  # fmt: skip
         yield Run(f"retrieval-{seed}", {
             "what": "retrieval", "seed": seed, "patterns": 100 if quick else 10_000, "features": 64, "betas": BETAS,
+        })  # fmt: skip
+        yield Run(f"ceiling-{seed}", {
+            "what": "ceiling", "seed": seed, "patterns": 100 if quick else 10_000, "features": 64, "betas": COLD,
+            "updates": (1, 2),
         })  # fmt: skip
     found = {}
     for rate in RATES:
@@ -107,7 +120,10 @@ def _pooling(rate: float, seed: int, quick: bool) -> Run:
 
 def measure(run: Run, place: Workplace) -> Result | None:
     """One run, see `runs`."""
-    kinds = {"load": _load, "energy": _energy, "synaptic": _synaptic, "retrieval": _retrieval, "pooling": _pool}
+    kinds = {
+        "load": _load, "tenth": _load, "energy": _energy, "synaptic": _synaptic, "retrieval": _retrieval,
+        "ceiling": _ceiling, "pooling": _pool,
+    }  # fmt: skip
     return kinds[run.settings["what"]](run.settings, place)
 
 
@@ -201,8 +217,8 @@ def _written(patterns: Tensor, rule: Literal["hebbian", "delta"], times: int) ->
     return ops.memory_write(steps, steps, eta=ones, log_decay=torch.zeros_like(ones), rule=rule)[1][0, 0]
 
 
-def _retrieval(settings: Mapping[str, Any], place: Workplace) -> Result | None:
-    """One update from two kinds of 20 % noise among random patterns on the sphere, also by torch's attention."""
+def _noisy(settings: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Random patterns on the sphere, and queries with two kinds of 20 % noise."""
     generator = torch.Generator().manual_seed(settings["seed"])
     number, features = settings["patterns"], settings["features"]
 
@@ -215,8 +231,14 @@ def _retrieval(settings: Mapping[str, Any], place: Workplace) -> Result | None:
         "noise of a fifth of the norm": stored + 0.2 * sphere(),
         "a fifth of the entries replaced": torch.where(replaced, sphere(), stored),
     }
+    return stored, queries
+
+
+def _retrieval(settings: Mapping[str, Any], place: Workplace) -> Result | None:
+    """One update from two kinds of 20 % noise, also by torch's attention."""
+    stored, queries = _noisy(settings)
     found: Result = {"success": {}, "farthest": {}}
-    pieces = list(torch.arange(number).split(500))
+    pieces = list(torch.arange(len(stored)).split(500))
     for done, (name, query) in enumerate(queries.items()):
         for beta in settings["betas"]:
             reads = (retrieve(query[rows], stored, beta=beta).pattern - stored[rows] for rows in pieces)
@@ -237,6 +259,41 @@ def _retrieval(settings: Mapping[str, Any], place: Workplace) -> Result | None:
             worst = max(worst, float((retrieve(asked, keys, beta=beta).pattern - same).abs().max()))
         differences[str(dtype).removeprefix("torch.")] = worst
     return {**found, "difference_from_attention": differences}
+
+
+def _ceiling(settings: Mapping[str, Any], place: Workplace) -> Result | None:
+    """Replaced entries: large β, a second update, and similarity by city-block distance in place of the product.
+
+    Of the entries that were not replaced every one is right, which a sum of absolute differences sees and a product
+    does not (Millidge et al., 2022, on similarities for Hopfield networks).
+    """
+    stored, queries = _noisy(settings)
+    query = queries["a fifth of the entries replaced"]
+    pieces = list(torch.arange(len(stored)).split(500))
+
+    def success(read: Callable[[Tensor], Tensor]) -> float:
+        distances = torch.cat([(read(query[rows]) - stored[rows]).norm(dim=-1) for rows in pieces])
+        return float((distances <= NEAR).double().mean())
+
+    def product(asked: Tensor, beta: float, updates: int) -> Tensor:
+        return retrieve(asked, stored, beta=beta, max_steps=updates).pattern
+
+    def distance(asked: Tensor, beta: float) -> Tensor:
+        return torch.softmax(-beta * torch.cdist(asked, stored, p=1), -1) @ stored
+
+    def nearest(asked: Tensor) -> Tensor:
+        return stored[(asked @ stored.T).argmax(-1)]
+
+    found = {}
+    for beta in settings["betas"]:
+        for updates in settings["updates"]:
+            found[f"product, β {beta:g}, updates {updates}"] = success(partial(product, beta=beta, updates=updates))
+            if place.on_step(len(found), 6, f"β {beta:g}, updates {updates}"):
+                return None
+    beta = settings["betas"][0]
+    found[f"city-block distance, β {beta:g}, updates 1"] = success(partial(distance, beta=beta))
+    found["nearest neighbour by the product"] = success(nearest)
+    return {"success": found}
 
 
 def _bags(settings: Mapping[str, Any], signal: Tensor, number: int, generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -291,14 +348,24 @@ def _seeds(values: Sequence[float], digits: int = 3) -> str:
 
 def tables(finished: Mapping[str, Result]) -> list[Table]:
     """Recall by load, energies, retrieval by temperature, pooling; all seeds of each."""
-    made = (_load_table, _energy_table, _synaptic_table, _retrieval_table, _pool_table)
+    made = (
+        _load_table, _tenth_table, _energy_table, _synaptic_table, _retrieval_table, _ceiling_table, _pool_table,
+    )  # fmt: skip
     return [Table(*table) for table in (make(finished) for make in made) if table is not None]
 
 
 def _load_table(finished: Mapping[str, Result]) -> tuple[Any, ...] | None:
+    return _recall_table(finished, "load", "Recall by load")
+
+
+def _tenth_table(finished: Mapping[str, Result]) -> tuple[Any, ...] | None:
+    return _recall_table(finished, "tenth", "Recall of all patterns at a tenth of a pattern per unit")
+
+
+def _recall_table(finished: Mapping[str, Result], what: str, title: str) -> tuple[Any, ...] | None:
     rows = []
     for rule in RULES:
-        chosen = [run for run in _of(finished, "load") if run["settings"]["rule"] == rule]
+        chosen = [run for run in _of(finished, what) if run["settings"]["rule"] == rule]
         for load in chosen[0]["results"]["loads"] if chosen else ():
             at = [run["results"]["loads"][load] for run in chosen]
             for noise in (str(value) for value in chosen[0]["settings"]["noises"]):
@@ -314,7 +381,7 @@ def _load_table(finished: Mapping[str, Result]) -> tuple[Any, ...] | None:
         "patterns at rest",
     ]  # fmt: skip
     caption = f"all seeds; recalled: at least {GOOD_BITS:.0%} of the bits of a pattern right after convergence"
-    return "Recall by load", head, rows, caption, 1
+    return title, head, rows, caption, 1
 
 
 def _energy_table(finished: Mapping[str, Result]) -> tuple[Any, ...] | None:
@@ -372,6 +439,16 @@ def _retrieval_table(finished: Mapping[str, Result]) -> tuple[Any, ...] | None:
     settings = chosen[0]["settings"]
     title = f"Retrieval in one update among {settings['patterns']:,} patterns of {settings['features']} features"
     return title, ["noise", "β", "success", "farthest", "nearest neighbour"], rows, caption, 1
+
+
+def _ceiling_table(finished: Mapping[str, Result]) -> tuple[Any, ...] | None:
+    chosen = _of(finished, "ceiling")
+    if not chosen:
+        return None
+    ways = chosen[0]["results"]["success"]
+    rows = [[way, _seeds([run["results"]["success"][way] for run in chosen], 4)] for way in ways]
+    caption = f"all seeds; success: within {NEAR:g} of the pattern"
+    return "Retrieval when a fifth of the entries is replaced", ["similarity", "success"], rows, caption, 1
 
 
 def _pool_table(finished: Mapping[str, Result]) -> tuple[Any, ...] | None:

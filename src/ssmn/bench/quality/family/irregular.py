@@ -13,12 +13,14 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Generator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ssmn.bench.quality.family.training import train
 from ssmn.bench.quality.frame import Options, Part, Result, Run, Workplace
 from ssmn.bench.report import Table
 from ssmn.errors import MissingExtraError
@@ -29,7 +31,7 @@ TASKS: dict[str, tuple[int, int]] = {"digits": (32, 400), "waves": (48, 200), "r
 """Steps of a stream, and steps of training."""
 MODELS = ("AMN", "LSTM", "GRU", "CfC")
 OTHERS = ("GRU, decaying", "AMN, not liquid", "AMN, no manifold", "LRU")
-RATES = (3e-3, 1e-2)
+RATES = (3e-3, 1e-2, 3e-2)
 PARAMETERS = 5_000
 BATCH = 32
 TEST = 1_024
@@ -177,14 +179,17 @@ def measure(run: Run, place: Workplace) -> Result | None:
     """Trains the run's model; its errors on validation and test streams."""
     settings = run.settings
     task = task_of(settings, place.options.series)
+    steps, generator = settings["steps"], torch.Generator().manual_seed(settings["seed"])
     begun = time.process_time()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings["seed"])
         model = build(settings["model"], task.input_dim + 1, task.output_dim, settings["parameters"])
-        finished = train(
-            model, task, settings["rate"], settings["steps"], settings["batch"], settings["seed"], place.on_step
-        )
-    if not finished:
+
+    def loss_at(step: int) -> Tensor:
+        episodes = task.episodes("train", settings["batch"], generator)
+        return task.loss(model(episodes.features(), elapsed=episodes.elapsed)[0], episodes)
+
+    if train(model, loss_at, settings["rate"], steps, partial(share_of, steps=steps), place.on_step) is None:
         return None
     return {
         **{split: error_of(model, task, split, settings["streams"]) for split in ("validation", "test")},
@@ -193,31 +198,9 @@ def measure(run: Run, place: Workplace) -> Result | None:
     }
 
 
-def train(
-    model: nn.Module,
-    task: IrregularTask,
-    rate: float,
-    steps: int,
-    batch: int,
-    seed: int,
-    on_step: Callable[[int, int, str], bool],
-) -> bool:
-    """AdamW with 20 steps of warm-up and a cosine to a tenth; False if `on_step` said to stop."""
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), rate, (0.9, 0.98), weight_decay=0.01)
-    for step in range(steps):
-        share = min(1.0, (step + 1) / 20) * (0.55 + 0.45 * math.cos(math.pi * step / steps))
-        for group in optimizer.param_groups:
-            group["lr"] = rate * share
-        episodes = task.episodes("train", batch, generator)
-        loss = task.loss(model(episodes.features(), elapsed=episodes.elapsed)[0], episodes)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if on_step(step + 1, steps, f"loss {loss.item():.3f}"):
-            return False
-    return True
+def share_of(step: int, steps: int) -> float:
+    """The part of the learning rate that a step takes: 20 steps of warm-up, and a cosine to a tenth."""
+    return min(1.0, (step + 1) / 20) * (0.55 + 0.45 * math.cos(math.pi * step / steps))
 
 
 @torch.no_grad()
