@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +268,23 @@ def test_missing_values_and_gaps_are_borne() -> None:
     assert np.abs(ahead.mean - waves(245, noise=0.0)[240:]).max() < 0.5
 
 
+@pytest.mark.parametrize("unit", [1e-200, 1.0, 1e98])
+def test_numbers_of_any_size(unit: float) -> None:
+    """The unit is a matter of taste: tiny numbers are not taken to be all alike, and large ones do not overflow."""
+    rows = waves(200) + 5
+    config = ForecasterConfig(horizon=HORIZON, contexts=(24,), steps=0)
+    plain, other = (Forecaster(config).fit(values).predict() for values in (rows, rows * unit))
+    np.testing.assert_allclose(other.mean / unit, plain.mean, rtol=1e-4)
+
+
+def test_columns_that_do_not_move() -> None:
+    rows = np.stack([np.full(240, 1e-6), waves(240, columns=1)[:, 0]], 1)
+    forecaster = Forecaster(ForecasterConfig(horizon=HORIZON, contexts=(13,), steps=0)).fit(rows[:200])
+    np.testing.assert_allclose(forecaster.predict().mean[:, 0], 1e-6, rtol=0.02)
+    mase = forecaster.backtest(rows[200:]).mase
+    assert math.isnan(mase[0]) and 0 < mase[1] < 3
+
+
 def test_quantiles_never_cross() -> None:
     forecaster = fitted(quantiles=(0.05, 0.2, 0.5, 0.9))
     forecaster.update(table_of(waves(400, noise=2.0)[220:], "2024-01-10T04"))
@@ -310,6 +328,10 @@ def test_wrong_calls_say_what_to_do(tmp_path: Path) -> None:
         Forecaster().fit(np.zeros(5))
     with pytest.raises(RangeError, match="there is no column 'z'"):
         Forecaster(ForecasterConfig(targets=("z",))).fit(table_of(waves(50)))
+    with pytest.raises(RangeError, match="fit: column '2' has fewer than two values in the 50 rows to fit on"):
+        Forecaster().fit(np.stack([np.arange(50.0), np.full(50, math.nan)], 1))
+    with pytest.raises(RangeError, match=r"fit: column '1' has numbers of up to 4\.9e\+301; wanted at most 1e\+100"):
+        Forecaster().fit(np.arange(50.0)[:, None] * 1e300)
     with pytest.raises(RangeError, match="needs times"):
         Forecaster(ForecasterConfig(calendar=True)).fit(waves(50))
     forecaster = fitted()
@@ -371,6 +393,39 @@ def test_command_fits_tests_saves_and_goes_on(
     assert "which the forecaster has read" in capsys.readouterr().err
     assert main(["forecast", str(new), "--update", "-t", "load", "--model", "f.safetensors"]) == 1
     assert "--target is decided when fitting" in capsys.readouterr().err
+
+
+def test_command_refuses_what_it_cannot_read_before_it_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = written(Path("data.csv"), waves(120))
+
+    def refused(*words: str) -> str:
+        assert main(["forecast", *words]) == 1
+        told = capsys.readouterr()
+        assert not told.out and "Fitting" not in told.err
+        return " ".join(told.err.split())
+
+    for content in ("", "\n\n", "date,load\n"):
+        Path("none.csv").write_text(content)
+        assert "none.csv: there is no row of numbers" in refused("none.csv")
+    lines = data.read_text().splitlines()
+    Path("mixed.csv").write_text("\n".join([lines[0], *lines[20:], *lines[1:20]]))
+    assert "mixed.csv: line 103: the row is of 2024-01-01T00:00:00" in refused("mixed.csv")
+    assert "the folder nowhere does not exist" in refused(str(data), "--out", "nowhere/f.csv")
+
+    words = ["-n", "4", "--context", "12", "--steps", "0", "--no-backtest"]
+    assert main(["forecast", str(data), *words]) == 0
+    capsys.readouterr()
+    later = written(Path("later.csv"), waves(140)).read_text().splitlines()
+    Path("mixed.csv").write_text("\n".join([later[0], *later[130:], *later[1:130]]))
+    assert "mixed.csv: line 13: the row is of 2024-01-01T00:00:00" in refused("mixed.csv", "--update")
+
+    Path("plain.csv").write_text("\n".join(["load", *(line.split(",")[1] for line in lines[1:])]))
+    assert main(["forecast", "plain.csv", *words]) == 0
+    told = capsys.readouterr()
+    assert "rows count as equally far apart" in " ".join(told.err.split()) and told.out.startswith("step,load,")
 
 
 def test_command_stopped_in_training_goes_on(

@@ -115,7 +115,8 @@ class Backtest:
         mse_by_step: [H], the same by step ahead.
         column_mse: [C], in the columns' own units, squared.
         column_mae: [C], in the columns' own units.
-        mase: [C], mean absolute error by that of the seasonal naive forecast one step ahead on the fitted rows.
+        mase: [C], mean absolute error by that of the seasonal naive forecast one step ahead on the fitted rows; NaN if
+            its seasons were all alike there.
         coverage: Share of the truths within the outermost quantiles.
         level: The share that should be.
     """
