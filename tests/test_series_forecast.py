@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import math
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from ssmn.cli import main
 from ssmn.errors import ConfigError, FileError, RangeError, ShapeError, StateError
 from ssmn.series import Forecaster, ForecasterConfig, Table, read_table
+from ssmn.series.fitted import averaged
 from ssmn.series.readout import DelayedReadout, ridge
 from ssmn.series.tables import Times
 from ssmn.series.windows import Regressors, Rows, WindowSpec, calendar, moments
@@ -275,6 +277,36 @@ def test_numbers_of_any_size(unit: float) -> None:
     config = ForecasterConfig(horizon=HORIZON, contexts=(24,), steps=0)
     plain, other = (Forecaster(config).fit(values).predict() for values in (rows, rows * unit))
     np.testing.assert_allclose(other.mean / unit, plain.mean, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shift", ["mean", "last"])
+def test_two_contexts_averaged_are_one_read_out(shift: Any) -> None:
+    """As far as the deviation of the window goes, which is read here by neither."""
+    random = np.random.default_rng(0)
+    values = random.standard_normal((40, 1))
+    rows, origins, found = Rows(values, np.zeros((40, 0)), np.zeros((43, 0))), np.arange(13, 38), []
+    longer, shorter = (random.standard_normal((context + 2, 3)) for context in (13, 8))
+    for weights in (longer, shorter):
+        weights[-2] = 0.0
+    for weights in (longer, shorter, averaged(longer, shorter, 13, shift)):
+        make = Regressors(WindowSpec(context=len(weights) - 2, horizon=3, shift=shift))
+        features, shifts, _ = make(rows, origins, 0)
+        found.append(features @ weights + shifts[:, None])
+    np.testing.assert_allclose(found[2], (found[0] + found[1]) / 2, atol=1e-5)
+
+
+def test_contexts_are_averaged_where_validation_likes_it(tmp_path: Path) -> None:
+    rows = np.random.default_rng(1).standard_normal((400, 2))
+    for row in range(1, 400):
+        rows[row] += 0.9 * rows[row - 1]
+    config = ForecasterConfig(horizon=HORIZON, contexts=(13, 24, 48), steps=0)
+    alone, both = (Forecaster(each).fit(rows[:300]) for each in (config, dataclasses.replace(config, average=True)))
+    assert alone.choice.averaged is None and (both.choice.context, both.choice.averaged) == (24, 13)
+    assert both.choice.validation_mse == both.choice.linear_mse < 0.99 * alone.choice.validation_mse
+    both.update(rows[300:320])
+    both.save(tmp_path / "f.safetensors")
+    same(both, Forecaster.load(tmp_path / "f.safetensors"))
+    assert Forecaster.load(tmp_path / "f.safetensors").choice == both.choice
 
 
 def test_columns_that_do_not_move() -> None:

@@ -178,7 +178,8 @@ def _fit(forecaster: Forecaster, table: Table, model: Path, console: Console, *,
     network = "no network" if choice.network_mse is None else "the network helps"
     if choice.network_mse is not None and choice.summary_ridge is None:
         network = "the network does not help and is left out"
-    console.print(f"Context {choice.context}, freed of its {choice.shift}; {network}.", highlight=False)
+    context = str(choice.context) if choice.averaged is None else f"{choice.context} and {choice.averaged}, averaged"
+    console.print(f"Context {context}, freed of its {choice.shift}; {network}.", highlight=False)
     if tested:
         for learn, name in ((False, "frozen"), (True, "learning")):
             with _bar(console, f"test, {name}", len(last)) as show:

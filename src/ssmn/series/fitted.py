@@ -12,7 +12,7 @@ from ssmn.errors import RangeError
 from ssmn.series.forecasts import Array, Backtest, Choice, ForecasterConfig
 from ssmn.series.readout import DelayedReadout
 from ssmn.series.tables import Table, Times, times_after
-from ssmn.series.windows import Regressors, Rows, calendar, chunks, filled, truths
+from ssmn.series.windows import Regressors, Rows, Shift, calendar, chunks, filled, truths
 
 INTERVAL_RATE = 0.005
 """Step of the intervals' online quantiles, in units of a window's deviation."""
@@ -197,6 +197,29 @@ def penalty_of(moment: Array, widths: Sequence[tuple[str, int]], value: float, s
             penalty[part] = shares[name] * max(float(diagonal[part].mean()), 1e-9)
         begin += width
     return penalty
+
+
+def averaged(weights: Array, shorter: Array, context: int, shift: Shift) -> Array:
+    """The mean of two read-outs' forecasts as one read-out: what reads fewer rows ignores the oldest ones.
+
+    What is not a row's value (the deviations of two windows, which differ a little) is taken to be the same.
+
+    Args:
+        weights: [F, H], of windows of `context` rows.
+        shorter: [F − n, H], of windows that are n rows shorter, freed of the same.
+        context: L.
+        shift: What windows are freed of.
+    """
+    begin = len(weights) - len(shorter)
+    values = shorter[: context - begin]
+    if (
+        shift == "mean"
+    ):  # the shorter window's mean is none of the longer's: with weights that sum to 1 it does not count
+        values = values + (1 - values.sum(0)) / len(values)
+    mean = weights / 2
+    mean[begin:context] += values / 2
+    mean[context:] += shorter[context - begin :] / 2
+    return mean
 
 
 def residual_quantiles(make: Regressors, rows: Rows, boundary: int, weights: Array, levels: tuple[float, ...]) -> Array:
