@@ -187,6 +187,7 @@ def test_what_is_never_excited_stays_bounded_while_forgetting() -> None:
         read.learn(phi, phi[1:2] - read(phi))
     # Between two turns, 4 steps apart, a feature's share of the ridge fades to 0.9⁴ at most.
     assert np.diag(read.inverse).max() <= 1 / 0.5 / 0.9**4 * 1.3
+    np.testing.assert_allclose(read.inverse, read.inverse.T, rtol=1e-12)
     assert np.isfinite(read.weights).all() and read.weights[1, 0] == pytest.approx(1.0, abs=0.2)
     assert (read.weights[2:] == 0).all()
 
