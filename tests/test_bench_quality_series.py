@@ -30,7 +30,9 @@ def test_forecasting_at_tiny_size(tmp_path: Path) -> None:
     options = Options(tmp_path / "out", series=written(tmp_path), quick=True)
     assert work(forecasting.PART, options)
     done = finished(forecasting.PART, options.out)
-    assert set(done) == {"24-forecaster", "24-without-plastic-layers", "24-linear", "24-naive"}
+    assert set(done) == {
+        "24-forecaster", "24-without-plastic-layers", "24-linear", "24-linear-two-contexts", "24-naive",
+    }  # fmt: skip
     linear = done["24-linear"]["results"]
     assert linear["frozen"]["windows"] == linear["online"]["windows"] == 160 - 24 + 1
     assert linear["network_mse"] is None and done["24-forecaster"]["results"]["network_mse"] is not None

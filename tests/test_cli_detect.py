@@ -112,4 +112,7 @@ def test_refusals(run: Runner, tmp_path: Path) -> None:  # noqa: F811
     run("detect", "-", "--threshold", "2", stdin="a\n1\n", code=1)
     assert "threshold=2.0; wanted a number above 0 and at most 1" in run.err
     run("detect", "-", "--columns", "b", stdin="a\n1\n", code=1)
-    assert "there is no column 'b'" in run.err
+    assert "-: line 1: there is no column 'b'" in run.err
+    run("detect", "-", stdin="", code=1)
+    assert "-: the input is empty; wanted a line of names and a row per time" in run.err
+    assert run("detect", "-", stdin="a,b\n") == "" and "0 rows, 0 flagged" in run.err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -81,6 +82,24 @@ def test_predictions_are_no_part_of_the_stream() -> None:
     assert one.predict_one(data[0][0]) == two.predict_one(data[0][0])
 
 
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_a_copy_goes_on_as_the_original_also_after_a_prediction(backend: Any) -> None:
+    model, series = SSMNRegressor(8, num_heads=2, backend=backend), SSMNForecaster(3, hidden_dim=8, backend=backend)
+    data = list(stream(40))
+    for x, y in data[:30]:
+        model.learn_one(x, y)
+        series.learn_one(y)
+    model.predict_one(data[30][0])
+    series.forecast(2)
+    others = [pickle.loads(pickle.dumps(each)) for each in (model, series)]
+    for x, y in data[30:]:
+        for one, many in ((model, series), others):
+            one.learn_one(x, y)
+            many.learn_one(y)
+    assert model.predict_one(data[0][0]) == pytest.approx(others[0].predict_one(data[0][0]), abs=1e-6)
+    assert series.forecast(3) == pytest.approx(others[1].forecast(3), abs=1e-6)
+
+
 def test_features_late_missing_and_not_a_number() -> None:
     model = SSMNRegressor(8, num_heads=2)
     data = list(stream(80))
@@ -89,7 +108,7 @@ def test_features_late_missing_and_not_a_number() -> None:
             model.learn_one({**x, "new": 1.0, 5: 2.0}, y)
         model.learn_one({**x, "b": [None, math.nan, math.inf, x["b"]][number % 4]}, y)  # type: ignore[dict-item]
     whole: Any = dict(data[0][0])
-    average: Any = {**whole, "b": float(model._scale.mean[model._columns.places["b"]])}
+    average: Any = {**whole, "b": float(model._scale.mean[1 + model._columns.places["b"]])}
     del whole["b"]
     assert model.predict_one(whole) == pytest.approx(model.predict_one(average), abs=1e-6)
     with pytest.raises(ShapeError, match="features: 'c' is 'red'; wanted a number"):
@@ -168,6 +187,7 @@ def test_what_is_never_excited_stays_bounded_while_forgetting() -> None:
         read.learn(phi, phi[1:2] - read(phi))
     # Between two turns, 4 steps apart, a feature's share of the ridge fades to 0.9⁴ at most.
     assert np.diag(read.inverse).max() <= 1 / 0.5 / 0.9**4 * 1.3
+    np.testing.assert_allclose(read.inverse, read.inverse.T, rtol=1e-12)
     assert np.isfinite(read.weights).all() and read.weights[1, 0] == pytest.approx(1.0, abs=0.2)
     assert (read.weights[2:] == 0).all()
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 from ssmn.cli import main
 from ssmn.errors import ConfigError, FileError, RangeError, ShapeError, StateError
 from ssmn.series import Forecaster, ForecasterConfig, Table, read_table
+from ssmn.series.fitted import averaged
 from ssmn.series.readout import DelayedReadout, ridge
 from ssmn.series.tables import Times
 from ssmn.series.windows import Regressors, Rows, WindowSpec, calendar, moments
@@ -267,6 +270,53 @@ def test_missing_values_and_gaps_are_borne() -> None:
     assert np.abs(ahead.mean - waves(245, noise=0.0)[240:]).max() < 0.5
 
 
+@pytest.mark.parametrize("unit", [1e-200, 1.0, 1e98])
+def test_numbers_of_any_size(unit: float) -> None:
+    """The unit is a matter of taste: tiny numbers are not taken to be all alike, and large ones do not overflow."""
+    rows = waves(200) + 5
+    config = ForecasterConfig(horizon=HORIZON, contexts=(24,), steps=0)
+    plain, other = (Forecaster(config).fit(values).predict() for values in (rows, rows * unit))
+    np.testing.assert_allclose(other.mean / unit, plain.mean, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shift", ["mean", "last"])
+def test_two_contexts_averaged_are_one_read_out(shift: Any) -> None:
+    """As far as the deviation of the window goes, which is read here by neither."""
+    random = np.random.default_rng(0)
+    values = random.standard_normal((40, 1))
+    rows, origins, found = Rows(values, np.zeros((40, 0)), np.zeros((43, 0))), np.arange(13, 38), []
+    longer, shorter = (random.standard_normal((context + 2, 3)) for context in (13, 8))
+    for weights in (longer, shorter):
+        weights[-2] = 0.0
+    for weights in (longer, shorter, averaged(longer, shorter, 13, shift)):
+        make = Regressors(WindowSpec(context=len(weights) - 2, horizon=3, shift=shift))
+        features, shifts, _ = make(rows, origins, 0)
+        found.append(features @ weights + shifts[:, None])
+    np.testing.assert_allclose(found[2], (found[0] + found[1]) / 2, atol=1e-5)
+
+
+def test_contexts_are_averaged_where_validation_likes_it(tmp_path: Path) -> None:
+    rows = np.random.default_rng(1).standard_normal((400, 2))
+    for row in range(1, 400):
+        rows[row] += 0.9 * rows[row - 1]
+    config = ForecasterConfig(horizon=HORIZON, contexts=(13, 24, 48), steps=0)
+    alone, both = (Forecaster(each).fit(rows[:300]) for each in (config, dataclasses.replace(config, average=True)))
+    assert alone.choice.averaged is None and (both.choice.context, both.choice.averaged) == (24, 13)
+    assert both.choice.validation_mse == both.choice.linear_mse < 0.99 * alone.choice.validation_mse
+    both.update(rows[300:320])
+    both.save(tmp_path / "f.safetensors")
+    same(both, Forecaster.load(tmp_path / "f.safetensors"))
+    assert Forecaster.load(tmp_path / "f.safetensors").choice == both.choice
+
+
+def test_columns_that_do_not_move() -> None:
+    rows = np.stack([np.full(240, 1e-6), waves(240, columns=1)[:, 0]], 1)
+    forecaster = Forecaster(ForecasterConfig(horizon=HORIZON, contexts=(13,), steps=0)).fit(rows[:200])
+    np.testing.assert_allclose(forecaster.predict().mean[:, 0], 1e-6, rtol=0.02)
+    mase = forecaster.backtest(rows[200:]).mase
+    assert math.isnan(mase[0]) and 0 < mase[1] < 3
+
+
 def test_quantiles_never_cross() -> None:
     forecaster = fitted(quantiles=(0.05, 0.2, 0.5, 0.9))
     forecaster.update(table_of(waves(400, noise=2.0)[220:], "2024-01-10T04"))
@@ -310,6 +360,10 @@ def test_wrong_calls_say_what_to_do(tmp_path: Path) -> None:
         Forecaster().fit(np.zeros(5))
     with pytest.raises(RangeError, match="there is no column 'z'"):
         Forecaster(ForecasterConfig(targets=("z",))).fit(table_of(waves(50)))
+    with pytest.raises(RangeError, match="fit: column '2' has fewer than two values in the 50 rows to fit on"):
+        Forecaster().fit(np.stack([np.arange(50.0), np.full(50, math.nan)], 1))
+    with pytest.raises(RangeError, match=r"fit: column '1' has numbers of up to 4\.9e\+301; wanted at most 1e\+100"):
+        Forecaster().fit(np.arange(50.0)[:, None] * 1e300)
     with pytest.raises(RangeError, match="needs times"):
         Forecaster(ForecasterConfig(calendar=True)).fit(waves(50))
     forecaster = fitted()
@@ -371,6 +425,39 @@ def test_command_fits_tests_saves_and_goes_on(
     assert "which the forecaster has read" in capsys.readouterr().err
     assert main(["forecast", str(new), "--update", "-t", "load", "--model", "f.safetensors"]) == 1
     assert "--target is decided when fitting" in capsys.readouterr().err
+
+
+def test_command_refuses_what_it_cannot_read_before_it_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = written(Path("data.csv"), waves(120))
+
+    def refused(*words: str) -> str:
+        assert main(["forecast", *words]) == 1
+        told = capsys.readouterr()
+        assert not told.out and "Fitting" not in told.err
+        return " ".join(told.err.split())
+
+    for content in ("", "\n\n", "date,load\n"):
+        Path("none.csv").write_text(content)
+        assert "none.csv: there is no row of numbers" in refused("none.csv")
+    lines = data.read_text().splitlines()
+    Path("mixed.csv").write_text("\n".join([lines[0], *lines[20:], *lines[1:20]]))
+    assert "mixed.csv: line 103: the row is of 2024-01-01T00:00:00" in refused("mixed.csv")
+    assert "the folder nowhere does not exist" in refused(str(data), "--out", "nowhere/f.csv")
+
+    words = ["-n", "4", "--context", "12", "--steps", "0", "--no-backtest"]
+    assert main(["forecast", str(data), *words]) == 0
+    capsys.readouterr()
+    later = written(Path("later.csv"), waves(140)).read_text().splitlines()
+    Path("mixed.csv").write_text("\n".join([later[0], *later[130:], *later[1:130]]))
+    assert "mixed.csv: line 13: the row is of 2024-01-01T00:00:00" in refused("mixed.csv", "--update")
+
+    Path("plain.csv").write_text("\n".join(["load", *(line.split(",")[1] for line in lines[1:])]))
+    assert main(["forecast", "plain.csv", *words]) == 0
+    told = capsys.readouterr()
+    assert "rows count as equally far apart" in " ".join(told.err.split()) and told.out.startswith("step,load,")
 
 
 def test_command_stopped_in_training_goes_on(

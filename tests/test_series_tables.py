@@ -47,6 +47,9 @@ def test_names_numbers_times_and_lines(tmp_path: Path) -> None:
         ("\ufeffa\n1\n2\n", ("a",), [[1], [2]]),
         (",a\n0,5\n1,6\n", ("", "a"), [[0, 5], [1, 6]]),
         ('"a, b",c\n"1",2\n', ("a, b", "c"), [[1, 2]]),
+        ('\ufeff"a";"b"\n1,5;-2e3\n,25;3.5\n', ("a", "b"), [[1.5, -2000], [0.25, 3.5]]),
+        ("1,5;2\n", ("1", "2"), [[1.5, 2]]),  # as many commas as semicolons
+        ("a,b,\n1,,\n2,3,\n", ("a", "b"), [[1, math.nan], [2, 3]]),
         ("a,b\n", (), np.empty((0, 0))),
         ("", (), np.empty((0, 0))),
     ],
@@ -83,7 +86,11 @@ def test_columns_are_chosen_by_name_or_number(tmp_path: Path) -> None:
         ("a,b\n1,2\n", {"columns": ["c"]}, "line 1: there is no column 'c'; wanted some of a, b"),
         ("a,b\n1,2\n", {"time": "c"}, "line 1: there is no column 'c'"),
         ("a,a\n1,2\n", {}, "line 1: two columns are named 'a'"),
-        ("a,b\nx,y\n", {}, "there is no column of numbers among a, b"),
+        ("a,b\nx,y\n", {}, r"there is no column of numbers among a, b \(this row: x \| y\)"),
+        ("a,b\n5 %,7 %\n", {}, r"\(this row: 5 % \| 7 %\); wanted at least one, the cells separated by commas"),
+        ("a\rb\r1", {}, "line 1: .*wanted comma-separated numbers"),
+        ("a,b\n1,2\n".encode("utf-16"), {}, "line 1: byte 1 is not UTF-8"),
+        ("", {"columns": ["a"]}, "the input is empty; wanted a line of names"),
         (b"a,b\n1,2\n\xff,3\n", {}, "line 3: byte 1 is not UTF-8"),
         (b"a,b\n1,2\n" + b"1" * 70_000 + b",2\n", {}, "line 3: longer than 65,536 bytes"),
         ('a,b\n1,2\n"3"x,4\n', {}, "line 3: .*wanted comma-separated numbers"),
@@ -119,6 +126,22 @@ def test_parquet_reads_as_csv_does(tmp_path: Path) -> None:
         read_table(written(tmp_path, "no", "broken.parquet"))
 
 
+def test_parquet_with_dates_as_text_and_numbers_beyond_floats(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow", reason='the extra "timeseries" is not installed')
+    from pyarrow import parquet
+
+    path = tmp_path / "t.parquet"
+    parquet.write_table(
+        pa.table({"place": ["a", "b"], "at": ["2024-03-01 00:00", "2024-03-01"], "n": [2**62 + 1, 3]}), path
+    )
+    table = read_table(path)
+    assert table.time_name == "at" and table.names == ("n",) and table.values[:, 0].tolist() == [2.0**62, 3.0]
+    assert table.times is not None
+    np.testing.assert_array_equal(table.times, times("2024-03-01", "2024-03-01"))
+    parquet.write_table(pa.table({"at": pa.array([], pa.string()), "n": pa.array([], pa.float64())}), path)
+    assert len(read_table(path)) == 0
+
+
 def test_parquet_without_pyarrow_says_what_to_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
@@ -150,10 +173,17 @@ def test_a_grid_beyond_memory_is_refused() -> None:
         table.regular()
 
 
-@pytest.mark.parametrize("second", ["2024-01-01", "2023-12-31", ""])
-def test_times_must_rise(second: str) -> None:
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ("2024-01-01", "is of 2024-01-01T00:00:00, and the one before is not earlier; wanted rows in order of time"),
+        ("2023-12-31", "is of 2023-12-31T00:00:00, and the one before is not earlier"),
+        ("", "has no time; wanted one: fill it in or drop the row"),
+    ],
+)
+def test_times_must_rise(second: str, message: str) -> None:
     table = rows_from(io.BytesIO(f"d,x\n2024-01-01,1\n{second},2\n".encode())).table()
-    with pytest.raises(FileError, match="line 3: the row"):
+    with pytest.raises(FileError, match=f"line 3: the row {message}"):
         table.regular()
 
 

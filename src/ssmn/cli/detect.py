@@ -87,8 +87,13 @@ def command(
             batches = _chunks(rows)
         else:
             opened = cast("ByteSource", FlushingInput() if file is None else file)
-            reader = rows_from(opened, columns=chosen, time=time, on_bad=None if strict else on_bad)
+            try:
+                reader = rows_from(opened, columns=chosen, time=time, on_bad=None if strict else on_bad)
+            except FileError as error:
+                raise FileError(f"{source}: {error}") from error
             names, time_name, batches = reader.names, reader.time_name, _batches(reader)
+        if not names:
+            raise FileError(f"{source}: the input is empty; wanted a line of names and a row per time.")
         detector = _detector(state, len(names), threshold, refractory)
         kept: list[tuple[list[Row], Detections]] = []
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -77,6 +78,9 @@ def command(
     options.use_threads(threads)
     options.check_place(model)
     console = Console(stderr=True, quiet=quiet)
+    for path in (model, out, plot):
+        if path is not None and not (folder := path.parent).is_dir():  # told before the work, not after it
+            raise FileError(f"forecast: the folder {folder} does not exist; make it first (mkdir -p {folder}).")
     if update:
         given = {"--target": target, "--exogenous": exogenous, "--context": context, "--steps": steps}
         for name, value in given.items():
@@ -84,6 +88,7 @@ def command(
                 raise RangeError(f"forecast: {name} is decided when fitting; leave it out with --update.")
         forecaster = Forecaster.load(model)
         table = read_table(data, columns=list(forecaster.recent.names), time=time or forecaster.recent.time_name)
+        _require_rising(table, data)
         new = _new_rows(forecaster, table, data)
         with _bar(console, "learning", len(new)) as show:
             for start in range(0, len(new), 100):
@@ -92,9 +97,7 @@ def command(
         forecaster.save(model)
         console.print(f"Learned from {len(new):,} new rows, without a refit; saved in {model}.", highlight=False)
     else:
-        table = read_table(data, time=time)
-        if table.times is not None:
-            table.require_rising()
+        table = _fitted_table(data, time, console)
         wanted = {"contexts": context and tuple(context), "targets": target and tuple(target), "steps": steps}
         settings: dict[str, Any] = {name: value for name, value in wanted.items() if value is not None}
         if context is None:
@@ -118,6 +121,29 @@ def command(
 
         atomic_write(out, text.encode())
         console.print(f"The next {len(ahead.mean)} rows are in {out}.", highlight=False)
+
+
+def _fitted_table(data: Path, time: str | None, console: Console) -> Table:
+    """The table to fit on."""
+    from ssmn.series import read_table
+
+    table = read_table(data, time=time)
+    if not len(table):
+        raise FileError(f"{data}: there is no row of numbers; wanted a line of names and a row per time.")
+    if table.times is None:
+        console.print(
+            "There is no column of dates such as 2016-07-01 05:00 (--time names one): rows count as equally far apart.",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
+    _require_rising(table, data)
+    return table
+
+
+def _require_rising(table: Table, data: Path) -> None:
+    try:
+        table.require_rising()
+    except FileError as error:
+        raise FileError(f"{data}: {error}") from error
 
 
 def _contexts(rows: int, horizon: int, season: int) -> tuple[int, ...]:
@@ -153,7 +179,8 @@ def _fit(forecaster: Forecaster, table: Table, model: Path, console: Console, *,
     network = "no network" if choice.network_mse is None else "the network helps"
     if choice.network_mse is not None and choice.summary_ridge is None:
         network = "the network does not help and is left out"
-    console.print(f"Context {choice.context}, freed of its {choice.shift}; {network}.", highlight=False)
+    context = str(choice.context) if choice.averaged is None else f"{choice.context} and {choice.averaged}, averaged"
+    console.print(f"Context {context}, freed of its {choice.shift}; {network}.", highlight=False)
     if tested:
         for learn, name in ((False, "frozen"), (True, "learning")):
             with _bar(console, f"test, {name}", len(last)) as show:
@@ -165,9 +192,11 @@ def _fit(forecaster: Forecaster, table: Table, model: Path, console: Console, *,
 
 
 def _told(result: Backtest) -> str:
+    known = [float(mase) for mase in result.mase if not math.isnan(mase)]
+    scaled = f"MASE {sum(known) / len(known):.3f}, " if known else ""
     return (
         f"{result.windows:,} windows, mean squared error {result.mse:.4f}, absolute {result.mae:.4f} (in deviations), "
-        f"MASE {result.mase.mean():.3f}, {100 * result.coverage:.0f} % of truths in the {100 * result.level:.0f} % "
+        f"{scaled}{100 * result.coverage:.0f} % of truths in the {100 * result.level:.0f} % "
         "interval"
     )
 

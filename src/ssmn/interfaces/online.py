@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Literal
 from zlib import crc32
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.linalg.blas import dger
 
 from ssmn.config import SSMNConfig
 from ssmn.engine import Engine
@@ -119,25 +120,29 @@ class PlasticReadout:
             gain = self.inverse @ phi
             size = self.forget / weight + float(phi @ gain)
         self.weights += np.multiply.outer(gain * (1.0 / (size * weight)), error)
-        root = gain * (1.0 / math.sqrt(size))
-        np.multiply(root[:, np.newaxis], root, out=self._square)
-        self.inverse -= self._square
+        self._take_off(gain, size)
 
     def _keep_ridge(self) -> None:
-        """Puts back, at one feature, what has faded of the ridge there since its last turn."""
+        """Puts back, at one feature, what has faded of the ridge there since its last turn.
+
+        Rounding leaves P a little asymmetric, which forgetting would let grow: that is taken out here as well.
+        """
+        self.inverse = np.asfortranarray((self.inverse + self.inverse.T) / 2)
         features, place = len(self.inverse), self._turn % len(self.inverse)
         faded = self.ridge * (1.0 - self.forget ** (features * self._every))
-        column = self.inverse[:, place].copy()
+        column = self.inverse[:, place].copy()  # of P, which is written while it is read
         size = 1.0 / faded + float(column[place])
         self.weights -= np.multiply.outer(column / size, self.weights[place])
-        np.multiply(column[:, np.newaxis] * (1.0 / size), column, out=self._square)
-        self.inverse -= self._square
+        self._take_off(column, size)
         self._turn, self._steps = self._turn + 1, 0
 
+    def _take_off(self, gain: Array, size: float) -> None:
+        """P − g gᵀ / s, in one pass and in place."""
+        self.inverse = dger(-1.0 / size, gain, gain, a=self.inverse, overwrite_a=True)
+
     def _restart(self, features: int) -> None:
-        """P = I / ridge."""
-        self.inverse = np.eye(features) / self.ridge
-        self._square = np.empty_like(self.inverse)
+        """P = I / ridge; column by column, as BLAS updates it in place."""
+        self.inverse = np.asfortranarray(np.eye(features) / self.ridge)
         self._turn = self._steps = 0
         self._every = 1 if self.forget == 1.0 else max(1, int(1.0 / (features * (1.0 - self.forget))))
 
@@ -177,7 +182,7 @@ class RunningScale:
         change = values - self.mean
         squares = change * change
         share: Any = self.rate
-        if not (self._is_steady and (squares <= CLIP * CLIP * self.variance).all()):  # NaN is not
+        if not (self._is_steady and _all(squares <= CLIP * CLIP * self.variance)):  # NaN is not
             share = self._careful_share(change)
             squares = change * change
         self.mean += share * change
@@ -188,22 +193,30 @@ class RunningScale:
         """The share of each new value, while columns are young, or one of them is missing or wild; cuts `change`."""
         seen = change == change  # not NaN
         change[~seen] = 0.0
-        is_settled = len(change) > 0 and bool(self.count.min() > SETTLED)
+        # A column that is young or has never moved has no edge. A level that has moved is reached in steps that grow.
+        has_edge = (self.count > SETTLED) & (self.variance > 0)
+        edge = np.where(has_edge, CLIP * np.sqrt(self.variance), np.inf)
+        np.minimum(np.maximum(change, -edge), edge, out=change)
         self.count += seen
-        share = np.maximum(1.0 / np.maximum(self.count, 1.0), self.rate)
-        if is_settled:
-            # A column that has never moved has no edge. A level that has moved is reached in steps that grow.
-            edge = np.where(self.variance > 0, CLIP * np.sqrt(self.variance), np.inf)
-            np.minimum(np.maximum(change, -edge), edge, out=change)
-            self._is_steady = bool(share.max() <= self.rate)
-        return share * seen
+        self._is_steady = _all(self.count > max(SETTLED, 1.0 / self.rate))
+        return seen * np.maximum(1.0 / np.maximum(self.count, 1.0), self.rate)
 
     def apply(self, values: Array) -> Array:
-        """Standardised, cut at ±`CLIP`; NaN and columns that never moved become 0."""
-        scale = np.where(self.variance > 0, 1.0 / np.sqrt(self.variance + _TINY), 0.0)
-        scaled = np.minimum(np.maximum((values - self.mean) * scale, -CLIP), CLIP)
-        known = scaled == scaled
-        return scaled if known.all() else np.where(known, scaled, 0.0)
+        """Values of all columns, or of the last ones, standardised, cut at ±`CLIP`.
+
+        NaN and columns that never moved become 0.
+        """
+        first = len(self.mean) - len(values)
+        mean, variance = self.mean[first:], self.variance[first:]
+        scaled = (values - mean) * np.where(variance > 0, 1.0 / np.sqrt(variance + _TINY), 0.0)
+        if _all(abs(scaled) <= CLIP):  # NaN is not
+            return scaled
+        scaled = np.minimum(np.maximum(scaled, -CLIP), CLIP)
+        return np.where(scaled == scaled, scaled, 0.0)
+
+
+_all = np.logical_and.reduce
+"""Of an array of truths; a third of the time of its method."""
 
 
 class HiddenStream:
@@ -263,12 +276,12 @@ class HiddenStream:
             self._engine, self._ahead = self._ahead, self._engine
 
     def fan(self, count: int) -> Fan:
-        """`count` copies of the stream that go their own ways, until the next fan of as many is asked for."""
+        """`count` copies of what the last `peek` led to, which go their own ways until the next fan of as many."""
         if self._engine is None:
-            return Fan(self.model, count, self._state, None)
+            return Fan(self.model, count, self._next, None)
         if self._fans is None or self._fans.streams != count:
             self._fans = self._engine.sibling(count)
-        self._fans.take(self._engine)
+        self._fans.take(self._ahead)
         return Fan(self.model, count, None, self._fans)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -420,6 +433,10 @@ class OnlineForecaster:
         self.past: deque[float] = deque(maxlen=max(lags, season))
         self.residuals: deque[float] = deque(maxlen=RESIDUALS)
         self.seen = 0
+        self._looked: tuple[Array, Array] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_looked": None}  # the stream's copy has not looked
 
     def learn(self, y: float, x: Mapping[Any, Any] | None = None, *, update: bool = True) -> None:
         """The next value of the series; O(1).
@@ -434,7 +451,7 @@ class OnlineForecaster:
             if math.isfinite(y):
                 self._append(y, row, update)
             return
-        phi = self._phi(np.array(self.past)[None], row, self.stream.peek)[0]
+        phi = self._look(row)
         base, spread = self.past[-min(self.season, len(self.past))], self._spread
         said = float(self.readout(phi)[0])
         if not math.isfinite(y):
@@ -471,12 +488,13 @@ class OnlineForecaster:
         count = len(errors)
         if not self.past:
             return np.zeros((count, horizon))
-        fan, spread = self.stream.fan(count), self._spread
+        phi = np.tile(self._look(self._exogenous(None if xs is None else xs[0], learn_names=False)), (count, 1))
+        fan, spread = self.stream.fan(count) if horizon > 1 else None, self._spread
         past = np.tile(np.array(self.past), (count, 1))
         found = np.empty((count, horizon))
         for step in range(horizon):
-            row = self._exogenous(None if xs is None else xs[step], learn_names=False)
-            phi = self._phi(past, row, fan.step)
+            if fan is not None and step:
+                phi = self._phi(past, self._exogenous(None if xs is None else xs[step], learn_names=False), fan.step)
             change = (self.readout(phi)[:, 0] + errors[:, step]).clip(-CLIP, CLIP) * spread
             found[:, step] = past[:, -min(self.season, past.shape[1])] + change
             past = np.concatenate([past, found[:, step : step + 1]], 1)[:, -self.past.maxlen :]  # type: ignore[operator]
@@ -497,16 +515,22 @@ class OnlineForecaster:
             self.readout.widen(features=grown)
         return row
 
-    def _phi(self, past: Array, row: Array, read: Any) -> Array:
-        """[n, past] to [n, features]: the features of the next step, which the stack reads."""
+    def _look(self, row: Array) -> Array:
+        """Features [F] of the next step, at which the stream looks."""
+        if self._looked is None or not np.array_equal(self._looked[0], row, equal_nan=True):
+            past = np.array(self.past)[None]
+            self._looked = row, self._phi(past, row, lambda inputs: self.stream.peek(inputs[0])[None])[0]
+        return self._looked[1]
+
+    def _phi(self, past: Array, row: Array, read: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> Array:
+        """[n, past] to [n, F]: the features of the next step, which the stack reads."""
         values = np.full((len(past), self.lags), np.nan)
         held = min(self.lags, past.shape[1])
         values[:, :held] = past[:, : -held - 1 : -1]
         mean, spread = self.scale.mean[0], self._spread
         lagged = np.nan_to_num((values - mean) / spread).clip(-CLIP, CLIP) if spread > 0 else np.zeros_like(values)
         scaled = np.concatenate([lagged, np.tile(self.exogenous.apply(row), (len(past), 1))], 1)
-        inputs = self.columns.project(scaled).astype(np.float32)
-        hidden = read(inputs[0])[None] if len(past) == 1 and read == self.stream.peek else read(inputs)
+        hidden = read(self.columns.project(scaled).astype(np.float32))
         ones = np.ones((len(past), 1))
         parts = [ones, hidden / math.sqrt(hidden.shape[1]), lagged, scaled[:, self.lags :]]
         return np.concatenate(parts, 1)
@@ -517,6 +541,7 @@ class OnlineForecaster:
             self.exogenous.learn(row)
         self.past.append(y)
         self.seen += 1
+        self._looked = None
 
 
 class _Lag(int):

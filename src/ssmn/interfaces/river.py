@@ -71,20 +71,25 @@ class _OnRows:
         self.seed = seed
         stack = _stack(self) if model is None else hidden_map(model)
         self._columns = Columns(stack.config.input_dim, seed, placed=model is not None, names=features or ())
-        self._scale = RunningScale(len(self._columns), norm_rate)
+        self._scale = RunningScale(self._targets + len(self._columns), norm_rate)
         self._stream = HiddenStream(stack, backend)
         width = 1 + stack.config.hidden_dim + len(self._columns)
         self._readout = PlasticReadout(width, self._outputs, rule, eta=eta, forget=forget, ridge=ridge)
         self._seen: tuple[dict[Any, Any], Array, Array] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_seen": None}  # the stream's copy has not looked at the row
+
     _outputs = 1
+    _targets = 0
+    """Columns of the running averages before those of the features."""
 
     def _phi(self, x: dict[Any, Any]) -> Array:
         """The read-out's features of a row; the stack looks at it, and keeps it only when the row is learned."""
         if self._seen is not None and self._seen[0] == x:
             return self._seen[2]
         row = self._columns.read(x)
-        if grown := len(row) - len(self._scale.mean):
+        if grown := self._targets + len(row) - len(self._scale.mean):
             self._scale.widen(grown)
             self._readout.widen(features=grown)
         scaled = self._scale.apply(row)
@@ -93,11 +98,11 @@ class _OnRows:
         self._seen = dict(x), row, phi
         return phi
 
-    def _next(self) -> None:
+    def _next(self, *targets: float) -> None:
         """The row that was looked at has been learned."""
         assert self._seen is not None
         self._stream.keep()
-        self._scale.learn(self._seen[1])
+        self._scale.learn(np.concatenate([targets, self._seen[1]]) if targets else self._seen[1])
         self._seen = None
 
 
@@ -153,7 +158,8 @@ class SSMNRegressor(_OnRows, base.Regressor):
             hidden_dim, num_layers, num_heads, window_size, rule, eta, forget, ridge, norm_rate, model, features,
             backend, seed,
         )  # fmt: skip
-        self._target = RunningScale(1, norm_rate)
+
+    _targets = 1
 
     def learn_one(self, x: dict[Any, Any], y: Any) -> None:
         """Takes a row into the stream and learns its target; a target that is not finite teaches nothing."""
@@ -162,8 +168,7 @@ class SSMNRegressor(_OnRows, base.Regressor):
             mean, spread = self._moments()
             error = (y - mean) / spread - float(self._readout(phi)[0])
             self._readout.learn(phi, np.array([min(max(error, -CLIP), CLIP)]))
-            self._target.learn(np.array([y]))
-        self._next()
+        self._next(y if math.isfinite(y) else math.nan)
 
     def predict_one(self, x: dict[Any, Any]) -> float:
         """The target of a row; 0 before anything was learned."""
@@ -171,7 +176,7 @@ class SSMNRegressor(_OnRows, base.Regressor):
         return mean + spread * float(self._readout(self._phi(x))[0])
 
     def _moments(self) -> tuple[float, float]:
-        mean, variance = float(self._target.mean[0]), float(self._target.variance[0])
+        mean, variance = float(self._scale.mean[0]), float(self._scale.variance[0])
         return mean, math.sqrt(variance) if variance > 0 else 1.0
 
 

@@ -12,10 +12,15 @@ from ssmn.errors import RangeError
 from ssmn.series.forecasts import Array, Backtest, Choice, ForecasterConfig
 from ssmn.series.readout import DelayedReadout
 from ssmn.series.tables import Table, Times, times_after
-from ssmn.series.windows import Regressors, Rows, calendar, chunks, filled, truths
+from ssmn.series.windows import Regressors, Rows, Shift, calendar, chunks, filled, truths
 
 INTERVAL_RATE = 0.005
 """Step of the intervals' online quantiles, in units of a window's deviation."""
+
+_LARGEST = 1e100
+"""Numbers beyond it are refused."""
+_ROUNDING = 1e-14
+"""A column that varies less than that share of its largest number is constant but for rounding."""
 
 Window = tuple[int, Array, Array, Array]
 """Origin (the row after the window), φ [C, F], shift [C], scale [C]."""
@@ -48,9 +53,12 @@ class Fitted:
         """Means, deviations and the naive error of the rows that weights are fitted on."""
         known = np.isfinite(rows).sum(0)
         if not (known >= 2).all():
-            raise RangeError(f"fit: column {table.names[int(known.argmin())]} has fewer than two values.")
-        centre, deviation = np.nanmean(rows, 0), np.nanstd(rows, 0)
-        deviation = np.where(deviation > 0, deviation, 1.0)
+            name = table.names[int(known.argmin())]
+            raise RangeError(
+                f"fit: column {name!r} has fewer than two values in the {len(rows)} rows to fit on; wanted more: name "
+                "the columns to forecast with targets."
+            )
+        centre, deviation = _centre_and_deviation(rows, table.names)
         season = table.season if 2 * table.season <= len(rows) else 1
         indices = [table.names.index(name) for name in names]
         apart = np.abs(rows[season:, indices] - rows[:-season, indices]) / deviation[indices]
@@ -114,6 +122,24 @@ class Fitted:
         offsets += INTERVAL_RATE * step
 
 
+def _centre_and_deviation(rows: Array, names: Sequence[str]) -> tuple[Array, Array]:
+    """[C] each; a column that does not move has a deviation of about its size.
+
+    Raises:
+        RangeError: Numbers are so large that their squares are none.
+    """
+    largest = np.nanmax(np.abs(rows), 0)
+    if (largest > _LARGEST).any():
+        column = int(largest.argmax())
+        raise RangeError(
+            f"fit: column {names[column]!r} has numbers of up to {largest[column]:.3g}; wanted at most {_LARGEST:g}: "
+            "give it in other units."
+        )
+    unit = np.where(largest > 0, np.exp2(np.frexp(largest)[1]), 1.0)  # a power of 2, so that nothing is rounded
+    centre, deviation = np.nanmean(rows / unit, 0), np.nanstd(rows / unit, 0)
+    return centre * unit, np.where(deviation > _ROUNDING, deviation, 1.0) * unit
+
+
 class Errors:
     """Sums of a backtest."""
 
@@ -150,7 +176,7 @@ class Errors:
             mse_by_step=self.square.sum(1) / count.sum(1),
             column_mse=self.square.sum(0) / by_column * deviation**2,
             column_mae=mae * deviation,
-            mase=mae / np.maximum(fitted.naive, 1e-12),
+            mase=np.divide(mae, fitted.naive, out=np.full_like(mae, np.nan), where=fitted.naive > 0),
             coverage=self.within / total,
             level=levels[-1] - levels[0],
         )
@@ -171,6 +197,29 @@ def penalty_of(moment: Array, widths: Sequence[tuple[str, int]], value: float, s
             penalty[part] = shares[name] * max(float(diagonal[part].mean()), 1e-9)
         begin += width
     return penalty
+
+
+def averaged(weights: Array, shorter: Array, context: int, shift: Shift) -> Array:
+    """The mean of two read-outs' forecasts as one read-out: what reads fewer rows ignores the oldest ones.
+
+    What is not a row's value (the deviations of two windows, which differ a little) is taken to be the same.
+
+    Args:
+        weights: [F, H], of windows of `context` rows.
+        shorter: [F − n, H], of windows that are n rows shorter, freed of the same.
+        context: L.
+        shift: What windows are freed of.
+    """
+    begin = len(weights) - len(shorter)
+    values = shorter[: context - begin]
+    if (
+        shift == "mean"
+    ):  # the shorter window's mean is none of the longer's: with weights that sum to 1 it does not count
+        values = values + (1 - values.sum(0)) / len(values)
+    mean = weights / 2
+    mean[begin:context] += values / 2
+    mean[context:] += shorter[context - begin :] / 2
+    return mean
 
 
 def residual_quantiles(make: Regressors, rows: Rows, boundary: int, weights: Array, levels: tuple[float, ...]) -> Array:

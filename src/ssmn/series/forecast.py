@@ -23,7 +23,7 @@ from ssmn.config import SSMNConfig
 from ssmn.errors import FileError, RangeError, ShapeError, StateError
 from ssmn.files import PathLike, read_file, write_file
 from ssmn.models import SSMN
-from ssmn.series.fitted import Errors, Fitted, Window, penalty_of, residual_quantiles
+from ssmn.series.fitted import Errors, Fitted, Window, averaged, penalty_of, residual_quantiles
 from ssmn.series.forecasts import Array, Backtest, Choice, Forecast, ForecasterConfig
 from ssmn.series.readout import DelayedReadout, ridge
 from ssmn.series.tables import Table, times_after
@@ -148,16 +148,34 @@ class Forecaster:
         best = min(candidates, key=lambda candidate: candidate.error)
         others = [self._candidate(rows, boundary, best.spec.context, shift) for shift in config.shifts[1:]]
         linear = best = min([best, *others], key=lambda candidate: candidate.error)
+        if config.average and len(candidates) > 1:
+            linear = self._averaged(rows, boundary, linear, candidates)
         network_error = None
         network = self._network(rows, boundary, linear.spec, folder, on_step)
         if network is not None:
             read = self._candidate(rows, boundary, linear.spec.context, linear.spec.shift, network)
             network_error = read.error
             best = min([linear, read], key=lambda candidate: candidate.error)
+        else:
+            best = linear
         choice = Choice(
-            best.spec.context, best.spec.shift, best.ridge, best.summary_ridge, best.error, linear.error, network_error
-        )
+            best.spec.context, best.spec.shift, best.ridge, best.summary_ridge, best.error, linear.error, network_error,
+            None if best.shorter is None else best.shorter.spec.context,
+        )  # fmt: skip
         return choice, best
+
+    def _averaged(self, rows: Rows, boundary: int, best: _Candidate, candidates: list[_Candidate]) -> _Candidate:
+        """The best context averaged with the second best, or the best one alone if that is better."""
+        others = [candidate for candidate in candidates if candidate.spec.context != best.spec.context]
+        second = min(others, key=lambda candidate: candidate.error)
+        if second.spec.shift != best.spec.shift:
+            second = self._candidate(rows, boundary, second.spec.context, best.spec.shift)
+        shorter, longer = sorted((best, second), key=lambda candidate: candidate.spec.context)
+        both = dataclasses.replace(longer, shorter=shorter)
+        if len(longer.penalty) - len(shorter.penalty) != longer.spec.context - shorter.spec.context:
+            return best  # a window too short for all rows of the further inputs
+        both = dataclasses.replace(both, error=longer.checked.error(both.weights()))
+        return min([best, both], key=lambda candidate: candidate.error)
 
     def _candidate(
         self, rows: Rows, boundary: int, context: int, shift: Shift, network: SSMN | None = None
@@ -235,18 +253,12 @@ class Forecaster:
         self, fitted: Fitted, rows: Rows, given: Table, boundary: int, best: _Candidate, *, refit: bool
     ) -> None:
         """Weights, intervals, and the last rows, whose truths are still to come."""
-        horizon, make = self.config.horizon, best.make
-        learned, penalty = best.learned, best.penalty
-        weights = ridge(learned.moment, learned.cross, penalty)
-        fitted.offsets = residual_quantiles(make, rows, boundary, weights, self.config.quantiles)
+        horizon = self.config.horizon
+        fitted.offsets = residual_quantiles(best.make, rows, boundary, best.weights(), self.config.quantiles)
         if refit:
-            first = max(best.spec.context, boundary - horizon + 1)
-            learned = learned + best.checked
-            if first < boundary:
-                learned = learned + moments(make, rows, first, boundary + horizon - 1)
-            weights = ridge(learned.moment, learned.cross, penalty)
-        covariance = np.linalg.inv(learned.moment + np.diag(penalty))
-        fitted.readout = DelayedReadout(weights, covariance, len(fitted.names), self.config.forget)
+            best = best.refit(rows, boundary)
+        covariance = np.linalg.inv(best.learned.moment + np.diag(best.penalty))
+        fitted.readout = DelayedReadout(best.weights(), covariance, len(fitted.names), self.config.forget)
         kept = best.spec.context + horizon
         fitted.recent = given[max(0, len(given) - kept) :]
         if not self.config.future:
@@ -525,6 +537,23 @@ class _Candidate:
     summary_ridge: float | None
     penalty: Array
     error: float
+    shorter: _Candidate | None = None
+    """A shorter context, freed of the same, whose forecasts are averaged with this one's."""
+
+    def weights(self) -> Array:
+        """[F, H]."""
+        weights = ridge(self.learned.moment, self.learned.cross, self.penalty)
+        if self.shorter is None:
+            return weights
+        return averaged(weights, self.shorter.weights(), self.spec.context, self.spec.shift)
+
+    def refit(self, rows: Rows, boundary: int) -> _Candidate:
+        """The same settings on all rows, those that they were chosen on included."""
+        learned, first = self.learned + self.checked, max(self.spec.context, boundary - self.spec.horizon + 1)
+        if first < boundary:
+            learned = learned + moments(self.make, rows, first, boundary + self.spec.horizon - 1)
+        shorter = None if self.shorter is None else self.shorter.refit(rows, boundary)
+        return dataclasses.replace(self, learned=learned, shorter=shorter)
 
 
 def _as_table(data: Table | Array, names: tuple[str, ...] | None) -> Table:

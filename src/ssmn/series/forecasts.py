@@ -32,6 +32,8 @@ class ForecasterConfig:
     """Reads the time of day and week (or of year) of the forecast; needs times."""
     contexts: tuple[int, ...] = (96, 192, 336, 512)
     """L, rows of a window, to choose from."""
+    average: bool = False
+    """Whether the forecasts of the two best contexts are averaged where that is better on validation rows."""
     shifts: tuple[Shift, ...] = ("mean", "last")
     """What a window is freed of, to choose from."""
     ridges: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0)
@@ -115,7 +117,8 @@ class Backtest:
         mse_by_step: [H], the same by step ahead.
         column_mse: [C], in the columns' own units, squared.
         column_mae: [C], in the columns' own units.
-        mase: [C], mean absolute error by that of the seasonal naive forecast one step ahead on the fitted rows.
+        mase: [C], mean absolute error by that of the seasonal naive forecast one step ahead on the fitted rows; NaN if
+            its seasons were all alike there.
         coverage: Share of the truths within the outermost quantiles.
         level: The share that should be.
     """
@@ -144,6 +147,7 @@ class Choice:
         validation_mse: Of the chosen settings, in units of the fitted rows' deviation.
         linear_mse: Of the best settings without the network.
         network_mse: Of the best settings with it; None if there was none.
+        averaged: Rows of the shorter windows whose forecasts are averaged with those of `context`; None if none are.
     """
 
     context: int
@@ -153,3 +157,4 @@ class Choice:
     validation_mse: float
     linear_mse: float
     network_mse: float | None
+    averaged: int | None = None

@@ -157,10 +157,12 @@ class Table:
         wrong[1:] |= ~(self.times[1:] > self.times[:-1])
         if wrong.any():
             row = int(wrong.argmax())
-            came = "has no time" if np.isnat(self.times[row]) else f"is of {self.times[row].astype('datetime64[s]')}"
+            if np.isnat(self.times[row]):
+                raise FileError(f"line {self.lines[row]}: the row has no time; wanted one: fill it in or drop the row.")
+            came = self.times[row].astype("datetime64[s]")
             raise FileError(
-                f"line {self.lines[row]}: the row {came}, and the one before is not earlier; wanted rows in order of "
-                "time, each time once: sort the table and drop repeated rows."
+                f"line {self.lines[row]}: the row is of {came}, and the one before is not earlier; wanted rows in "
+                "order of time, each time once: sort the table and drop repeated rows."
             )
 
 
@@ -196,7 +198,8 @@ def read_table(path: str | os.PathLike[str], *, columns: Sequence[str] | None = 
     """Reads a CSV file (separated by comma, semicolon or tab) or a Parquet file (`.parquet`, `.pq`).
 
     Args:
-        path: The file. CSV is UTF-8; the first line holds the names, or numbers if there are no names.
+        path: The file. CSV is UTF-8; the first line holds the names, or numbers if there are no names. Between
+            semicolons, numbers may have a decimal comma.
         columns: Names (or numbers from 1) of the columns to take; None = all that hold numbers in the first row.
         time: Name (or number) of the column of times; None = the first one whose first cell is a date.
 
@@ -278,11 +281,12 @@ class TableRows:
         text = self._text()
         first = next(text, "")
         self._waiting_rows: list[tuple[int, list[str]]] = []
-        delimiter = max(",;\t", key=first.count)
+        delimiter = max(";,\t", key=first.count)
         self._rows = csv.reader(_chain(first, text), delimiter=delimiter, strict=True)
-        head = self._next_cells()
+        self._has_decimal_commas = delimiter == ";"
+        head = self._head()
         names = [cell.strip() for cell in head or []]
-        has_names = not any(_is_value(cell) for cell in names)
+        has_names = not any(self._is_value(cell) for cell in names)
         if head is not None and not has_names:
             self._waiting_rows.append((self._line, head))
             names = [str(number) for number in range(1, len(names) + 1)]
@@ -292,6 +296,8 @@ class TableRows:
 
     def _choose(self, names: list[str], sample: list[str], columns: Sequence[str] | None, time: str | None) -> None:
         """Which columns are taken, judged by the first row of data."""
+        if not names and (columns is not None or time is not None):
+            raise FileError("the input is empty; wanted a line of names.")
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise FileError(f"line 1: two columns are named {repeated[0]!r}; wanted a name for each.")
@@ -302,7 +308,10 @@ class TableRows:
             dates = (number for number, cell in cells.items() if _DATE.fullmatch(cell.strip()))
             self._time = next(dates, None)
         if columns is None:
-            taken = [i for i in range(len(names)) if i != self._time and _may_be_number(cells.get(i, ""))]
+            taken = [
+                i for i, name in enumerate(names)
+                if i != self._time and self._may_be_number(cells.get(i, "")) and (name or cells.get(i, "").strip())
+            ]  # fmt: skip
         else:
             taken = [_index(name, names, "line 1") for name in columns]
         self._taken = taken
@@ -312,7 +321,8 @@ class TableRows:
         """Name of the column of times, or None."""
         if names and sample and not taken:
             raise FileError(
-                f"line {self._line}: there is no column of numbers among {', '.join(names)}; wanted at least one."
+                f"line {self._line}: there is no column of numbers among {', '.join(names)} (this row: "
+                f"{' | '.join(sample)[:80]}); wanted at least one, the cells separated by commas, semicolons or tabs."
             )
 
     @property
@@ -359,6 +369,13 @@ class TableRows:
                     raise FileError(f"line {bad.line}: {bad.reason}.") from None
                 self._on_bad(BadRow(bad.line, bad.reason))
 
+    def _head(self) -> list[str] | None:
+        """The first line's cells."""
+        try:
+            return self._next_cells()
+        except _Bad as bad:
+            raise FileError(f"line {bad.line}: {bad.reason}.") from None
+
     def _peek(self) -> list[str] | None:
         """The first row of data that can be split into cells; it stays to be read."""
         while True:
@@ -375,7 +392,8 @@ class TableRows:
 
     def _next_cells(self) -> list[str] | None:
         """The next row that is not empty; None at the end."""
-        self._undecoded = ""
+        if self._line > 1:
+            self._undecoded = ""  # but what was wrong with the first line, which is read ahead, is still to be told
         try:
             row = next(self._rows, None)
             while row is not None and not any(cell.strip() for cell in row) and len(row) <= 1:
@@ -412,14 +430,37 @@ class TableRows:
                 line,
                 f"column {self.time_name} is {cells[self._time or 0][:40]!r}; wanted a date such as 2016-07-01 05:00",
             ) from None
-        values = tuple(_number(line, cells[i], name) for i, name in zip(self._taken, self.names, strict=True))
+        values = tuple(self._number(line, cells[i], name) for i, name in zip(self._taken, self.names, strict=True))
         return Row(line, time, values)
+
+    def _is_value(self, cell: str) -> bool:
+        """Whether a cell is data rather than a column's name, which may be empty."""
+        return bool(cell) and (self._may_be_number(cell) or _DATE.fullmatch(cell) is not None)
+
+    def _may_be_number(self, cell: str) -> bool:
+        try:
+            self._number(0, cell, "")
+        except _Bad as bad:
+            return bad.is_infinite
+        return True
+
+    def _number(self, line: int, cell: str, name: str) -> float:
+        try:
+            value = float(cell.replace(",", ".") if self._has_decimal_commas else cell)
+        except ValueError:
+            if cell.strip().lower() in MISSING:
+                return math.nan
+            raise _Bad(line, f"column {name} is {cell[:40]!r}; wanted a number") from None
+        if math.isinf(value):
+            came = cell.strip()[:40]
+            raise _Bad(line, f"column {name} is {came}; wanted a finite number, or an empty cell", is_infinite=True)
+        return value
 
 
 class _Bad(Exception):  # noqa: N818 - told as a FileError or to `on_bad`
-    def __init__(self, line: int, reason: str) -> None:
+    def __init__(self, line: int, reason: str, is_infinite: bool = False) -> None:
         super().__init__(reason)
-        self.line, self.reason = line, reason
+        self.line, self.reason, self.is_infinite = line, reason, is_infinite
 
 
 def parse_time(cell: str) -> np.datetime64:
@@ -552,7 +593,11 @@ def _read_parquet(file: Path, columns: Sequence[str] | None, time: str | None) -
         return any(check(kind) for check in (arrow.types.is_integer, arrow.types.is_floating, arrow.types.is_boolean,
                                              arrow.types.is_decimal))  # fmt: skip
 
-    when = next((i for i, kind in enumerate(types) if is_time(kind)), None)
+    def holds_dates(number: int) -> bool:
+        first = content.column(number)[0].as_py() if content.num_rows else None
+        return isinstance(first, str) and _DATE.fullmatch(first.strip()) is not None
+
+    when = next((i for i, kind in enumerate(types) if is_time(kind) or holds_dates(i)), None)
     if time is not None:
         when = _index(time, names, "schema")
     if columns is None:
@@ -567,7 +612,7 @@ def _read_parquet(file: Path, columns: Sequence[str] | None, time: str | None) -
     rows = content.num_rows
     values = np.empty((rows, len(taken)))
     for place, i in enumerate(taken):
-        values[:, place] = content.column(i).cast(arrow.float64()).fill_null(math.nan).to_numpy()
+        values[:, place] = content.column(i).cast(arrow.float64(), safe=False).fill_null(math.nan).to_numpy()
         if np.isinf(values[:, place]).any():
             row = int(np.isinf(values[:, place]).argmax()) + 1
             raise FileError(f"row {row}: column {names[i]} is infinite; wanted a finite number, or none.")
@@ -605,30 +650,3 @@ def _index(name: str, names: Sequence[str], where: str) -> int:
         return int(name) - 1
     error = RangeError if where == "table" else FileError
     raise error(f"{where}: there is no column {name!r}; wanted some of {', '.join(names)}.")
-
-
-def _is_value(cell: str) -> bool:
-    """Whether a cell is data rather than a column's name, which may be empty."""
-    return bool(cell) and (_may_be_number(cell) or _DATE.fullmatch(cell) is not None)
-
-
-def _may_be_number(cell: str) -> bool:
-    if cell.strip().lower() in MISSING:
-        return True
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
-
-
-def _number(line: int, cell: str, name: str) -> float:
-    try:
-        value = float(cell)
-    except ValueError:
-        if cell.strip().lower() in MISSING:
-            return math.nan
-        raise _Bad(line, f"column {name} is {cell[:40]!r}; wanted a number") from None
-    if math.isinf(value):
-        raise _Bad(line, f"column {name} is {cell.strip()[:40]}; wanted a finite number, or an empty cell")
-    return value

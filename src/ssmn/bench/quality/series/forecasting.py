@@ -28,6 +28,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "forecaster": {"steps": 200},
     "without plastic layers": {"steps": 200, "layer_types": ["static", "static", "static"]},
     "linear": {"steps": 0},
+    "linear, two contexts": {"steps": 0, "average": True},
 }
 """Settings of the forecaster; `linear` is the ridge with the same normalisation, of the form of RLinear and DLinear."""
 
@@ -54,7 +55,10 @@ def runs(options: Options) -> Generator[Run, Result | None, None]:
         for variant, settings in VARIANTS.items():
             quick = {"steps": min(2, settings["steps"])} if options.quick else {}
             shared = {"horizon": horizon, "contexts": contexts, "seed": 0}
-            yield Run(f"{horizon}-{variant.replace(' ', '-')}", {"variant": variant, **settings, **shared, **quick})
+            yield Run(
+                f"{horizon}-{variant.replace(', ', '-').replace(' ', '-')}",
+                {"variant": variant, **settings, **shared, **quick},
+            )
         yield Run(f"{horizon}-naive", {"variant": "naive", "horizon": horizon})
 
 
@@ -81,6 +85,7 @@ def measure(run: Run, place: Workplace) -> Result | None:
     )
     return {
         "context": choice.context,
+        "averaged": choice.averaged,
         "shift": choice.shift,
         "ridge": choice.ridge,
         "summary_ridge": choice.summary_ridge,
@@ -146,7 +151,7 @@ def tables(finished: Mapping[str, Result]) -> list[Table]:
             if result is not None:
                 network = "none" if result["network_mse"] is None else f"{result['network_mse']:.4f}"
                 chosen.append([
-                    variant, str(horizon), str(result["context"]), result["shift"], f"{result['ridge']:g}",
+                    variant, str(horizon), _contexts(result), result["shift"], f"{result['ridge']:g}",
                     f"{result['linear_mse']:.4f}", network,
                     f"{100 * result['frozen']['coverage']:.1f} %", f"{100 * result['online']['coverage']:.1f} %",
                 ])  # fmt: skip
@@ -159,6 +164,11 @@ def tables(finished: Mapping[str, Result]) -> list[Table]:
         Table("ETTh1: what validation chose, and how often the truth is within the interval", chosen_head, chosen,
               "the network is read only where it lowers the validation error", texts=1),
     ]  # fmt: skip
+
+
+def _contexts(result: Result) -> str:
+    shorter = result.get("averaged")
+    return str(result["context"]) if shorter is None else f"{shorter} and {result['context']}"
 
 
 def _cell(result: Result | None) -> str:
