@@ -161,7 +161,7 @@ def test_it_learns_what_it_got_wrong() -> None:
     lm = model()
     adapted, plain = losses(lm, tokens), losses(lm, tokens, plasticity=Plasticity(output_eta=0.0))
     assert float(adapted[:, 80:].mean()) < float(plain[:, 80:].mean()) - 0.2
-    rows = losses(lm, tokens, plasticity=Plasticity(output_eta=[0.0, 0.5]))
+    rows = losses(lm, tokens, plasticity=Plasticity(output_eta=[0.0, lm.config.output_eta]))
     torch.testing.assert_close(rows, torch.stack([plain[0], adapted[1]]))
 
 

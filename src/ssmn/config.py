@@ -38,7 +38,7 @@ THOUGHT_EPS = 1e-2
 OUTPUT_THRESHOLD = 1e-4
 """Prediction errors up to this are not written into the output memory; larger ones are shortened by it."""
 
-OUTPUT_SWITCH = 0.01
+OUTPUT_SWITCH = 0.1
 """Weight that the plain and the corrected prediction share anew at every step: neither is ever given up for good."""
 
 LEAST_FORGET = 1e-6
@@ -391,7 +391,7 @@ class TextSSMNConfig(StackConfig):
     """Standard deviation of the initial embeddings; None = 1/√D."""
     output_memory: bool = False
     """Corrects the logits by a plastic memory of prediction errors; it has no weights, so any model can have one."""
-    output_eta: float = 0.5
+    output_eta: float = 2.0
     """η of the output memory (≥ 0): how far an error moves the logit of its token for the same hidden vector."""
     output_decay: float = 0.0
     """λ of the output memory in [0, 1): the share of it that is lost per step."""

@@ -42,7 +42,7 @@ class OutputMemory(nn.Module):
     """
 
     def __init__(
-        self, vocab_size: int, hidden_dim: int, eta: float = 0.5, decay: float = 0.0, switch: float = OUTPUT_SWITCH
+        self, vocab_size: int, hidden_dim: int, eta: float = 2.0, decay: float = 0.0, switch: float = OUTPUT_SWITCH
     ) -> None:
         super().__init__()
         owner = type(self).__name__
