@@ -196,7 +196,9 @@ def _adapt(
 
 @torch.no_grad()
 def _output_memory(reading: Reading, settings: Mapping[str, float]) -> NDArray[np.float64]:
-    memory, state, found = OutputMemory(*reading.weight.shape, **settings), None, []
+    vocab_size, hidden_dim = reading.weight.shape
+    memory = OutputMemory(vocab_size, hidden_dim, settings["eta"], settings["decay"], settings["switch"])
+    state, found = None, []
     for part, logits in reading.pieces():
         steps = (x.unsqueeze(0) for x in (logits, reading.hidden[part], reading.tokens[:-1][part]))
         adapted, state = memory(*steps, state)
