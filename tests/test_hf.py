@@ -374,7 +374,7 @@ def test_every_setting_is_mirrored_and_stored(tmp_path: Path) -> None:
     mirror = SSMNTextConfig.from_ssmn(config)
     mirror.save_pretrained(tmp_path)
     stored = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
-    absent = {"layer_types", "output_memory", "output_eta", "output_decay"}
+    absent = {"layer_types", "output_memory", "output_eta", "output_decay", "output_switch"}
     names = {field.name for field in dataclasses.fields(TextSSMNConfig)} - absent | {"block_types"}
     assert names <= stored.keys()
     loaded = AutoConfig.from_pretrained(tmp_path)

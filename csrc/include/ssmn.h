@@ -255,20 +255,24 @@ SSMN_API int32_t ssmn_window_attention_backward(
  * The output memory M [V, D] of a stream over V tokens, which learns from prediction errors. A step that comes with
  * the token y, after a step with key k' and prediction p' (zeros before the first one):
  *
- *     M = exp(log_keep) M - eta e k'^T,  e = shrink(p' - onehot(y))     adapted = logits + M k     p = softmax(adapted)
+ *     M = exp(log_keep) M - eta e k'^T,  e = shrink(p' - onehot(y))     p = softmax(logits + M k)
+ *     s = share(s + r'[y]) if eta > 0,  r = log p - log softmax(logits)
+ *     adapted = logits + softplus(s + r) - softplus(s)
  *
- * shrink(e) = sign(e) max(|e| - threshold, 0). A step whose mask is 0 changes nothing, and its adapted logits are the
- * given ones; before a step whose `reset` is not 0 (closed or not) the state is zeros. Streams as in ssmn_memory. The
- * steps are exact, and are computed in chunks whose bounds change results by rounding alone. Keys are of unit length,
- * log_keep is at most 0.
+ * shrink(e) = sign(e) max(|e| - threshold, 0). The last line is the logarithm of w p + (1 - w) softmax(logits), but for
+ * a constant, with s = log(w / (1 - w)); share(s) has w = (1 - switch) w + switch / 2, of s held in [-80, 80]. A step
+ * whose mask is 0 changes nothing, and its adapted logits are the given ones; before a step whose `reset` is not 0
+ * (closed or not) the state is zeros. Streams as in ssmn_memory. The steps are exact, and are computed in chunks whose
+ * bounds change results by rounding alone. Keys are of unit length, log_keep is at most 0.
  */
 typedef struct ssmn_output_call {
-    int64_t rows;    /* B */
-    int64_t steps;   /* T */
-    int64_t tokens;  /* V, at least 1 */
-    int64_t width;   /* D */
-    int64_t streams; /* N */
-    float threshold; /* in [0, 1) */
+    int64_t rows;       /* B */
+    int64_t steps;      /* T */
+    int64_t tokens;     /* V, at least 1 */
+    int64_t width;      /* D */
+    int64_t streams;    /* N */
+    float threshold;    /* in [0, 1) */
+    float switch_share; /* in [0, 1] */
 } ssmn_output_call;
 
 SSMN_API int32_t ssmn_output_memory(
@@ -284,10 +288,14 @@ SSMN_API int32_t ssmn_output_memory(
     const float* memory,       /* [N, V, D] */
     const float* key,          /* [N, D] k' */
     const float* prediction,   /* [N, V] p' */
+    const float* ratio,        /* [N, V] r' */
+    const float* trust,        /* [N] s */
     float* adapted,            /* out [B, T, V] */
     float* final_memory,       /* out [N, V, D] */
     float* final_key,          /* out [N, D] */
     float* final_prediction,   /* out [N, V] */
+    float* final_ratio,        /* out [N, V] */
+    float* final_trust,        /* out [N] */
     int32_t threads);
 
 /*
@@ -497,6 +505,7 @@ typedef struct ssmn_engine {
     float output_eta;
     float output_rate; /* -log(1 - lambda) of the output memory */
     float output_threshold;
+    float output_switch;
     /* Of vectors alone; what they mean is said below. */
     int64_t masks_missing; /* NaN is a missing value */
     int64_t is_normalised;
@@ -530,11 +539,11 @@ typedef struct ssmn_engine {
     int64_t ring;  /* slots of the window, a multiple of 16 */
     int64_t front; /* where the front's state begins in a stream, in floats. The encoder's: [3, D], oldest first. That
                     * of vectors: mean, rest, deviation, count [C] each if is_normalised, then the pending time */
-    int64_t head;  /* likewise the head's. The output memory's: M [outputs, D16], the key [D16], the prediction
-                    * [outputs]. A read-out's on F - 1 features and a constant: the key [F16], the prediction [O16]; then
-                    * for SSMN_LMS R^T [O, F16]; for SSMN_SQUARES as doubles, F8 being F rounded up to a multiple of
-                    * 8, b^T [O, F8], A [F, F8], and what the library derives from these: an inverse [F, F8] and one
-                    * number, 0 = there is none yet */
+    int64_t head;  /* likewise the head's. The output memory's: M [outputs, D16], the key [D16], prediction and
+                    * ratio [outputs each], the trust. A read-out's on F - 1 features and a constant: the key [F16], the
+                    * prediction [O16]; then for SSMN_LMS R^T [O, F16]; for SSMN_SQUARES as doubles, F8 being F rounded
+                    * up to a multiple of 8, b^T [O, F8], A [F, F8], and what the library derives from these: an inverse
+                    * [F, F8] and one number, 0 = there is none yet */
     int64_t stream_floats;
     /* By the caller afterwards: */
     void* arena;

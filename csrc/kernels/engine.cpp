@@ -464,8 +464,11 @@ class Engine {
         const float rate = closed ? 0.0f : learning.output_rate < 0.0f ? e_.output_rate : learning.output_rate;
         float* memory = state_of(i) + e_.head;
         float* key = memory + e_.outputs * wide_;
-        const OutputStreamState state{memory, wide_, key, key + wide_};
-        OutputMemory output(e_.outputs, D_, e_.output_threshold, w_.errors + worker_ * w_.error_floats);
+        float* prediction = key + wide_;
+        float* ratio = prediction + e_.outputs;
+        const OutputStreamState state{memory, wide_, key, prediction, ratio, ratio + e_.outputs};
+        OutputMemory output(
+            e_.outputs, D_, e_.output_threshold, e_.output_switch, w_.errors + worker_ * w_.error_floats);
         OutputStep steps[kOutputChunk];
         int64_t count = 0;
         for (int64_t t = 0; t < t_; ++t) {

@@ -263,7 +263,7 @@ extern "C" void ssmn_engine_layout(ssmn_engine* engine) {
         used += layer_floats(e, e.layers[i].plastic != 0);
     }
     e.head = used;
-    if (e.has_output_memory) used += (e.outputs + 1) * padded(D) + padded(e.outputs);
+    if (e.has_output_memory) used += (e.outputs + 1) * padded(D) + padded(2 * e.outputs + 1);
     used += readout_places(e).floats;
     e.stream_floats = padded(used);
     e.workspace = layout.place(workspace_of(e, nullptr).bytes);

@@ -117,14 +117,18 @@ extern "C" int32_t ssmn_output_memory(
     const float* memory,
     const float* key,
     const float* prediction,
+    const float* ratio,
+    const float* trust,
     float* adapted,
     float* final_memory,
     float* final_key,
     float* final_prediction,
+    float* final_ratio,
+    float* final_trust,
     int32_t threads) {
     return kernels().output_memory(
-        call, keys, tokens, eta, log_keep, mask, reset, cu_seqlens, logits, memory, key, prediction, adapted,
-        final_memory, final_key, final_prediction, threads);
+        call, keys, tokens, eta, log_keep, mask, reset, cu_seqlens, logits, memory, key, prediction, ratio, trust,
+        adapted, final_memory, final_key, final_prediction, final_ratio, final_trust, threads);
 }
 
 extern "C" int32_t ssmn_scan(

@@ -137,6 +137,7 @@ std::unique_ptr<Model> text_model(int64_t format, int64_t threads, int64_t strea
     e.output_eta = 1.5f;
     e.output_rate = 0.01f;
     e.output_threshold = 0.02f;
+    e.output_switch = 0.01f;
     e.is_text = e.has_encoder = e.has_rotary = e.has_sinks = e.has_erasure = 1;
     e.inputs = e.outputs = 41;
     e.width = 36;

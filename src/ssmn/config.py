@@ -38,6 +38,9 @@ THOUGHT_EPS = 1e-2
 OUTPUT_THRESHOLD = 1e-4
 """Prediction errors up to this are not written into the output memory; larger ones are shortened by it."""
 
+OUTPUT_SWITCH = 0.1
+"""Weight that the plain and the corrected prediction share anew at every step: neither is ever given up for good."""
+
 LEAST_FORGET = 1e-6
 """Least share that `rls` forgets: float32 sums of more than some million steps would take nothing up any more."""
 
@@ -388,10 +391,13 @@ class TextSSMNConfig(StackConfig):
     """Standard deviation of the initial embeddings; None = 1/√D."""
     output_memory: bool = False
     """Corrects the logits by a plastic memory of prediction errors; it has no weights, so any model can have one."""
-    output_eta: float = 0.5
+    output_eta: float = 2.0
     """η of the output memory (≥ 0): how far an error moves the logit of its token for the same hidden vector."""
     output_decay: float = 0.0
     """λ of the output memory in [0, 1): the share of it that is lost per step."""
+    output_switch: float = OUTPUT_SWITCH
+    """Weight in [0, 1] that the plain and the corrected prediction share anew at every step, before what each said of
+    the last token settles whom to trust how much."""
 
     def to_dict(self) -> dict[str, Any]:
         """As for every model; the output memory's settings are there only if it is on.
@@ -400,7 +406,7 @@ class TextSSMNConfig(StackConfig):
         """
         values = super().to_dict()
         if not self.output_memory:
-            for name in ("output_memory", "output_eta", "output_decay"):
+            for name in ("output_memory", "output_eta", "output_decay", "output_switch"):
                 del values[name]
         return values
 
@@ -410,6 +416,8 @@ class TextSSMNConfig(StackConfig):
             raise _refuse(type(self).__name__, "output_eta", self.output_eta, "0 or more")
         if not 0.0 <= self.output_decay < 1.0:
             raise _refuse(type(self).__name__, "output_decay", self.output_decay, "a share in [0, 1) lost per step")
+        if not 0.0 <= self.output_switch <= 1.0:
+            raise _refuse(type(self).__name__, "output_switch", self.output_switch, "a share in [0, 1]")
         if self.vocab_size < 1:
             raise _refuse(type(self).__name__, "vocab_size", self.vocab_size, "at least 1")
         if self.embedding_std is not None and self.embedding_std <= 0:

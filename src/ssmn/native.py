@@ -57,7 +57,7 @@ class OutputCall(Structure):
 
     _fields_ = [
         *((name, c_int64) for name in ("rows", "steps", "tokens", "width", "streams")),
-        ("threshold", c_float),
+        *((name, c_float) for name in ("threshold", "switch")),
     ]
 
 
@@ -97,7 +97,7 @@ class EngineSizes(Structure):
         )],
         *[(name, c_float) for name in (
             "norm_epsilon", "plasticity_eta", "write_threshold", "read_floor", "chat_epsilon", "output_eta",
-            "output_rate", "output_threshold",
+            "output_rate", "output_threshold", "output_switch",
         )],
         *[(name, c_int64) for name in (
             "masks_missing", "is_normalised", "static_width", "future_width", "head_kind", "head_parts", "head_middle",
@@ -142,7 +142,7 @@ _KERNELS: dict[str, list[type]] = {
     "ssmn_window_attention_backward": [
         POINTER(WindowSizes), c_int32, *_pointers(10), c_float, c_double, *_pointers(11), c_int32
     ],
-    "ssmn_output_memory": [POINTER(OutputCall), *_pointers(15), c_int32],
+    "ssmn_output_memory": [POINTER(OutputCall), *_pointers(19), c_int32],
     "ssmn_scan": [POINTER(ScanCall), *_pointers(8), c_int32],
     "ssmn_scan_backward": [POINTER(ScanCall), *_pointers(11), c_int32],
     "ssmn_matrix_product": [c_int64, c_int64, c_int64, c_void_p, c_int64, *_pointers(2), c_int32],

@@ -271,7 +271,19 @@ class OutputMemoryState(State):
     key: Annotated[Tensor, "B D"]
     """[B, D], the key of the last open step; zeros if there was none."""
     prediction: Annotated[Tensor, "B Y"]
-    """[B, vocab_size], the probabilities that were given at the last open step."""
+    """[B, vocab_size], the corrected logits' probabilities at the last open step."""
+    ratio: Annotated[Tensor, "B Y"]
+    """[B, vocab_size], the logarithm of these over those of the model's own logits."""
+    trust: Annotated[Tensor, "B"]
+    """[B], log-odds of the corrected against the plain prediction."""
+
+    @classmethod
+    def fresh(
+        cls, batch_size: int, vocab_size: int, hidden_dim: int, dtype: torch.dtype, device: torch.device | str
+    ) -> Self:
+        """All zeros: nothing stored, nothing predicted, both predictions trusted alike."""
+        shapes = ((vocab_size, hidden_dim), (hidden_dim,), (vocab_size,), (vocab_size,), ())
+        return cls(*(torch.zeros(batch_size, *shape, dtype=dtype, device=device) for shape in shapes))
 
     def reset_memory(self) -> Self:
         return self.map(torch.zeros_like)

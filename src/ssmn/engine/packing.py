@@ -186,7 +186,8 @@ def _sizes(config: StackConfig, dtype: str, threads: int) -> EngineSizes:
         sizes.is_tied = config.tie_embeddings
         sizes.inputs = sizes.outputs = config.vocab_size
         sizes.has_output_memory, sizes.output_eta = config.output_memory, config.output_eta
-        sizes.output_rate, sizes.output_threshold = -math.log1p(-config.output_decay), OUTPUT_THRESHOLD
+        sizes.output_rate = -math.log1p(-config.output_decay)
+        sizes.output_threshold, sizes.output_switch = OUTPUT_THRESHOLD, config.output_switch
     else:
         assert isinstance(config, SSMNConfig)
         sizes.inputs, sizes.outputs = config.input_dim, config.output_dim * config.output_parts

@@ -178,7 +178,10 @@ class Streams:
             key, prediction = (sizes.head + rows * stride for rows in (sizes.outputs, sizes.outputs + 1))
             views["head.memory"] = numbers[sizes.head : key].reshape(sizes.outputs, stride)[:, :width]
             views["head.key"] = numbers[key : key + width]
-            views["head.prediction"] = numbers[prediction : prediction + sizes.outputs]
+            ratio, trust = prediction + sizes.outputs, prediction + 2 * sizes.outputs
+            views["head.prediction"] = numbers[prediction:ratio]
+            views["head.ratio"] = numbers[ratio:trust]
+            views["head.trust"] = numbers[trust : trust + 1].reshape(())
         if sizes.readout:
             views |= self._readout(numbers[sizes.head :])
         return views

@@ -46,7 +46,7 @@ except ImportError as error:
 _RENAMED = {"layer_types": "block_types"}
 """`layer_types` means something else to transformers: what kind of cache each layer needs."""
 
-_ABSENT = ("output_memory", "output_eta", "output_decay")
+_ABSENT = ("output_memory", "output_eta", "output_decay", "output_switch")
 """Settings of what this adapter does not run: an output memory learns at every step, and not only at those kept."""
 
 _SETTINGS = {

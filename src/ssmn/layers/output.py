@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssmn.config import Plasticity
+from ssmn.config import OUTPUT_SWITCH, Plasticity
 from ssmn.layers.checks import check_setting
 from ssmn.layers.constant import touched, with_untouched
 from ssmn.layers.gates import DEFAULT, setting
@@ -21,6 +21,7 @@ _KEY_EPS = 1e-12
 class OutputMemory(nn.Module):
     """logits + M k, k = hidden / |hidden|; M learns from the errors of the predictions, without gradients or weights.
 
+    How far the correction is followed is learned as well, from how it has done so far beside the plain logits.
     `ssmn.ops.output_memory` has the formula. In training the correction is a constant: gradients reach the logits
     that come in, and not the keys.
 
@@ -29,6 +30,7 @@ class OutputMemory(nn.Module):
         hidden_dim: D.
         eta: η ≥ 0, how far an error moves the logit of its token for the same hidden vector.
         decay: λ in [0, 1), the share of the memory that is lost per step.
+        switch: Weight in [0, 1] that the plain and the corrected prediction share anew at every step.
 
     Example:
         >>> import torch, ssmn
@@ -39,25 +41,24 @@ class OutputMemory(nn.Module):
         (torch.Size([2, 5, 7]), torch.Size([2, 7, 4]))
     """
 
-    def __init__(self, vocab_size: int, hidden_dim: int, eta: float = 0.5, decay: float = 0.0) -> None:
+    def __init__(
+        self, vocab_size: int, hidden_dim: int, eta: float = 2.0, decay: float = 0.0, switch: float = OUTPUT_SWITCH
+    ) -> None:
         super().__init__()
         owner = type(self).__name__
         for name, value in (("vocab_size", vocab_size), ("hidden_dim", hidden_dim)):
             check_setting(owner, name, value, value >= 1, "at least 1")
         check_setting(owner, "eta", eta, eta >= 0, "0 or more")
         check_setting(owner, "decay", decay, 0 <= decay < 1, "a share in [0, 1) lost per step")
+        check_setting(owner, "switch", switch, 0 <= switch <= 1, "a share in [0, 1]")
         self.vocab_size, self.hidden_dim, self.eta, self.decay = vocab_size, hidden_dim, eta, decay
+        self.switch = switch
 
     def init_state(
         self, batch_size: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> OutputMemoryState:
         """A fresh state for `batch_size` streams of a model of this dtype: all zeros."""
-        zeros = {"dtype": state_dtype(dtype), "device": device}
-        return OutputMemoryState(
-            torch.zeros(batch_size, self.vocab_size, self.hidden_dim, **zeros),
-            torch.zeros(batch_size, self.hidden_dim, **zeros),
-            torch.zeros(batch_size, self.vocab_size, **zeros),
-        )
+        return OutputMemoryState.fresh(batch_size, self.vocab_size, self.hidden_dim, state_dtype(dtype), device)
 
     def forward(
         self,
@@ -109,7 +110,7 @@ class OutputMemory(nn.Module):
         if mask is not None:
             tokens = torch.where(mask, tokens, 0)
         corrected, after = output_memory(
-            logits.detach(), keys, tokens, eta=eta, log_decay=log_decay,
+            logits.detach(), keys, tokens, eta=eta, log_decay=log_decay, switch=self.switch,
             mask=mask, reset=reset, cu_seqlens=cu_seqlens, initial_state=state,
         )  # fmt: skip
         if not torch.is_grad_enabled():

@@ -45,7 +45,9 @@ class TextSSMN(Stack):
         self.encoder = SemanticEncoder(config.hidden_dim) if config.semantic_encoder else None
         self.output = None if config.tie_embeddings else nn.Linear(config.hidden_dim, config.vocab_size, bias=False)
         self.output_memory = (
-            OutputMemory(config.vocab_size, config.hidden_dim, config.output_eta, config.output_decay)
+            OutputMemory(
+                config.vocab_size, config.hidden_dim, config.output_eta, config.output_decay, config.output_switch
+            )
             if config.output_memory
             else None
         )

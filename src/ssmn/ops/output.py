@@ -9,13 +9,13 @@ import ctypes
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from ssmn import native
-from ssmn.config import OUTPUT_THRESHOLD, Backend
+from ssmn.config import OUTPUT_SWITCH, OUTPUT_THRESHOLD, Backend
 from ssmn.errors import DtypeError, RangeError, ShapeError
 from ssmn.ops.common import FORGOTTEN, check_choice, check_range, check_steps, check_tensor, shape_text, state_dtype
 from ssmn.ops.dispatch import choose_backend
@@ -24,6 +24,9 @@ from ssmn.state import OutputMemoryState
 
 CHUNK = 32
 """Steps that `chunked` computes with one product with the memory."""
+
+MOST_TRUST = 80.0
+"""Log-odds: a weight of exp(−80) is nothing, and has a logarithm in float32."""
 
 
 @torch.no_grad()
@@ -35,6 +38,7 @@ def output_memory(
     eta: Tensor,
     log_decay: Tensor,
     threshold: float = OUTPUT_THRESHOLD,
+    switch: float = OUTPUT_SWITCH,
     mask: Tensor | None = None,
     reset: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
@@ -45,11 +49,19 @@ def output_memory(
 
     The step that brings the token y, after a step with key k' and prediction p' (zeros before the first):
 
-        M = exp(log_decay) M − η e k'ᵀ,  e = shrink(p' − onehot(y))        adapted = logits + M k,  p = softmax(adapted)
+        M = exp(log_decay) M − η e k'ᵀ,  e = shrink(p' − onehot(y)),  p = softmax(logits + M k)
 
     with shrink(e) = sign(e) · max(|e| − threshold, 0). It is one step of gradient descent on the loss of the last
     prediction, in the output weights alone: dynamic evaluation (Krause et al., 2018) of one layer as a fast-weight
     memory with an error-correcting rule (Schlag et al., 2021).
+
+    What comes out is a mixture of two experts, w p + (1 − w) softmax(logits), as logits: with the ratio
+    r = log p − log softmax(logits) and the trust s = log(w / (1 − w)), which each token settles anew,
+
+        s = share(s + r'[y])  if η > 0        adapted = logits + softplus(s + r) − softplus(s)
+
+    where share(s) has w ← (1 − switch) w + switch / 2 (fixed share: Herbster and Warmuth, 1998). So a memory that does
+    harm is set aside: over T steps the loss is at most log 2 − T log(1 − switch / 2) nats above that without it.
 
     Args:
         logits: [B, T, V], of a model that knows nothing of the memory.
@@ -58,6 +70,7 @@ def output_memory(
         eta: [B, T], learning rate η ≥ 0.
         log_decay: [B, T], log(1 − λ) ≤ 0.
         threshold: In [0, 1): errors up to it are not written, larger ones are shortened by it.
+        switch: In [0, 1]: what both experts share of their weight at every step; 1 = half of each always.
         mask: [B, T] bool, True = open. A closed step changes nothing; its logits come back as they are.
         reset: [B, T] bool, True = the state is fresh before this step.
         cu_seqlens: [N + 1] integer boundaries of segments packed into one row (B = 1); states then have N rows.
@@ -99,6 +112,8 @@ def output_memory(
     check_range(op, "log_decay", log_decay, -largest, 0.0)
     if not 0.0 <= threshold < 1.0:
         raise RangeError(f"{op}: threshold={threshold!r}; wanted a number in [0, 1).")
+    if not 0.0 <= switch <= 1.0:
+        raise RangeError(f"{op}: switch={switch!r}; wanted a number in [0, 1].")
     compute = state_dtype(logits.dtype)
     state = _state_of(initial_state, sizes, compute, logits.device)
     chosen = choose_backend(op, backend, logits, keys)
@@ -106,9 +121,10 @@ def output_memory(
         logits.to(compute), keys.to(compute), tokens.long(), eta.to(compute), log_decay.to(compute).clamp(min=FORGOTTEN)
     )
     if chosen == "native":
-        adapted, final = _native(steps, threshold, mask, reset, cu_seqlens, state)
+        adapted, final = _native(steps, threshold, switch, mask, reset, cu_seqlens, state)
     else:
-        adapted, final = _walk(steps, threshold, mask, reset, cu_seqlens, state, 1 if chosen == "reference" else CHUNK)
+        chunk = 1 if chosen == "reference" else CHUNK
+        adapted, final = _walk(steps, threshold, switch, mask, reset, cu_seqlens, state, chunk)
     return adapted.to(logits.dtype), final
 
 
@@ -131,16 +147,12 @@ def _state_of(
 ) -> OutputMemoryState:
     streams, tokens, width = sizes["N"], sizes["V"], sizes["D"]
     if given is None:
-        return OutputMemoryState(
-            torch.zeros(streams, tokens, width, dtype=compute, device=device),
-            torch.zeros(streams, width, dtype=compute, device=device),
-            torch.zeros(streams, tokens, dtype=compute, device=device),
-        )
+        return OutputMemoryState.fresh(streams, tokens, width, compute, device)
     if not isinstance(given, OutputMemoryState):
         raise DtypeError(f"output_memory: initial_state is {type(given).__name__}; wanted an OutputMemoryState.")
-    for name, axes in (("memory", "N V D"), ("key", "N D"), ("prediction", "N V")):
+    for name, axes in (("memory", "N V D"), ("key", "N D"), ("prediction", "N V"), ("ratio", "N V"), ("trust", "N")):
         check_tensor("output_memory", f"initial_state.{name}", getattr(given, name), axes, sizes)
-    return OutputMemoryState(given.memory.to(compute), given.key.to(compute), given.prediction.to(compute))
+    return given.map(lambda x: x.to(compute))
 
 
 def _stretches(
@@ -164,6 +176,7 @@ def _stretches(
 def _walk(
     steps: _Steps,
     threshold: float,
+    switch: float,
     mask: Tensor | None,
     reset: Tensor | None,
     cu_seqlens: Tensor | None,
@@ -174,45 +187,69 @@ def _walk(
     flat = _Steps(*(x.flatten(0, 1) for x in (steps.logits, steps.keys, steps.tokens, steps.eta, steps.log_decay)))
     adapted, finals = flat.logits.clone(), []
     for stream, parts in _stretches(batch, time, mask, reset, cu_seqlens, steps.logits.device):
-        memory, key, prediction = state.memory[stream], state.key[stream], state.prediction[stream]
+        here = _Stream(*(x[stream] for x in state.named_tensors().values()))
         for fresh, places in parts:
             if fresh:
-                memory, key, prediction = (torch.zeros_like(x) for x in (memory, key, prediction))
+                here = _Stream(*(torch.zeros_like(x) for x in here))
             for piece in places.split(chunk) if len(places) else ():
-                walked, memory, key, prediction = _chunk(flat.at(piece), threshold, memory, key, prediction)
-                adapted[piece] = walked
-        finals.append((memory, key, prediction))
+                adapted[piece], here = _chunk(flat.at(piece), threshold, switch, here)
+        finals.append(here)
     final = OutputMemoryState(*(torch.stack(x) for x in zip(*finals, strict=True)))
     return adapted.unflatten(0, (batch, time)), final
 
 
-def _chunk(
-    steps: _Steps, threshold: float, memory: Tensor, key: Tensor, prediction: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+class _Stream(NamedTuple):
+    """One row of an `OutputMemoryState`."""
+
+    memory: Tensor
+    key: Tensor
+    prediction: Tensor
+    ratio: Tensor
+    trust: Tensor
+
+
+def _chunk(steps: _Steps, threshold: float, switch: float, stream: _Stream) -> tuple[Tensor, _Stream]:
     """Open steps of one stream; a chunk of one step is the definition.
 
     With G the running sum of log a, M_t = exp(G_t) M_0 − Σ_{j ≤ t} η_j exp(G_t − G_j) e_j k_{j−1}ᵀ: the memory of the
     chunk's start votes once for all steps, and the errors since then vote through the products of the keys.
     """
+    memory, key, prediction, ratio, trust = stream
     total = steps.log_decay.cumsum(0)
     before = torch.cat([key.unsqueeze(0), steps.keys[:-1]])
-    adapted = steps.logits + total.exp().unsqueeze(1) * (steps.keys @ memory.T)
+    votes = total.exp().unsqueeze(1) * (steps.keys @ memory.T)
     kept = (total.unsqueeze(1) - total).tril().exp().tril()
     across = kept * steps.eta * (steps.keys @ before.T)
-    errors = torch.empty_like(adapted)
-    for t in range(len(adapted)):
+    adapted, errors, plain = torch.empty_like(votes), torch.empty_like(votes), steps.logits.logsumexp(1)
+    for t, token in enumerate(steps.tokens):
         error = prediction.clone()
-        error[steps.tokens[t]] -= 1
+        error[token] -= 1
         errors[t] = error.sign() * (error.abs() - threshold).clamp(min=0)
-        adapted[t] -= across[t, : t + 1] @ errors[: t + 1]
-        prediction = adapted[t].softmax(0)
+        trust = torch.where(steps.eta[t] > 0, _shared(trust + ratio[token], switch), trust)
+        votes[t] -= across[t, : t + 1] @ errors[: t + 1]
+        corrected = steps.logits[t] + votes[t]
+        prediction = corrected.softmax(0)
+        ratio = votes[t] - (corrected.logsumexp(0) - plain[t])
+        adapted[t] = steps.logits[t] + _softplus(trust + ratio) - _softplus(trust)
     written = (errors * (steps.eta * kept[-1]).unsqueeze(1)).T @ before
-    return adapted, total[-1].exp() * memory - written, steps.keys[-1], prediction
+    return adapted, _Stream(total[-1].exp() * memory - written, steps.keys[-1], prediction, ratio, trust)
+
+
+def _shared(trust: Tensor, switch: float) -> Tensor:
+    """The log-odds of (1 − switch) w + switch / 2."""
+    trust = trust.clamp(-MOST_TRUST, MOST_TRUST)
+    corrected, plain = ((1 - switch) * torch.sigmoid(x) + switch / 2 for x in (trust, -trust))
+    return corrected.log() - plain.log()
+
+
+def _softplus(x: Tensor) -> Tensor:
+    return torch.logaddexp(x, torch.zeros_like(x))
 
 
 def _native(
     steps: _Steps,
     threshold: float,
+    switch: float,
     mask: Tensor | None,
     reset: Tensor | None,
     cu_seqlens: Tensor | None,
@@ -220,13 +257,13 @@ def _native(
 ) -> tuple[Tensor, OutputMemoryState]:
     batch, time, tokens = steps.logits.shape
     bounds = None if cu_seqlens is None else cu_seqlens.long()
-    call = native.OutputCall(batch, time, tokens, steps.keys.shape[-1], state.batch_size, threshold)
+    call = native.OutputCall(batch, time, tokens, steps.keys.shape[-1], state.batch_size, threshold, switch)
     flags = (mask, reset, bounds)
     given = (steps.keys, steps.tokens, steps.eta, steps.log_decay, *flags, steps.logits)
-    given = [None if x is None else x.contiguous() for x in (*given, state.memory, state.key, state.prediction)]
+    given = [None if x is None else x.contiguous() for x in (*given, *state.named_tensors().values())]
     final = state.map(lambda x: torch.empty(x.shape, dtype=x.dtype))
     adapted = torch.empty(steps.logits.shape, dtype=steps.logits.dtype)
-    arrays = (*given, adapted, final.memory, final.key, final.prediction)
+    arrays = (*given, adapted, *final.named_tensors().values())
     pointers = [None if x is None else x.data_ptr() for x in arrays]
     native.call("ssmn_output_memory", ctypes.byref(call), *pointers, torch.get_num_threads())
     return adapted, final

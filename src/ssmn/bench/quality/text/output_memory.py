@@ -1,7 +1,7 @@
 """The plastic output memory on long documents: bits per byte with and without it, beside the caches that it must beat.
 
-All methods start from the same hidden vectors of the same model, so they differ in nothing else. η and λ, and the
-settings of every rival, are chosen on the long documents of the validation set; the held-out ones are read once.
+All methods start from the same hidden vectors of the same model, so they differ in nothing else. The settings of every
+method are chosen on the long documents of the validation set; the held-out ones are read once.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from ssmn.bench.quality.frame import Options, Part, Result, Run, Workplace
 from ssmn.bench.report import Table
 from ssmn.config import Plasticity
 from ssmn.errors import FileError
+from ssmn.files import shipped_model
+from ssmn.layers import OutputMemory
 from ssmn.models import TextSSMN, load_model
 from ssmn.training import Tokenizer
 from ssmn.training.data import read_text, text_files
@@ -36,11 +38,22 @@ PIECE = 1_024
 LONG = 50_000
 """Tokens that a document must have."""
 
+READ = 8_192
+"""Tokens of each that are predicted, from its beginning."""
+
 METHODS: dict[str, list[dict[str, float]]] = {
     "output memory": [
-        {"eta": eta, "decay": decay} for eta, decay in ((0.25, 0.0), (0.5, 0.0), (1.0, 0.0), (0.5, 1e-5))
+        {"eta": eta, "decay": decay, "switch": switch}
+        for eta, decay, switch in (
+            (0.5, 0.0, 0.1),
+            (1.0, 0.0, 0.01),
+            (1.0, 0.0, 0.1),
+            (1.0, 0.0, 0.3),
+            (2.0, 0.0, 0.1),
+            (1.0, 1e-5, 0.1),
+        )
     ],
-    "output bias alone": [{"eta": 0.05, "decay": 0.0}, {"eta": 0.1, "decay": 0.0}, {"eta": 0.1, "decay": 1e-3}],
+    "output bias alone": [{"eta": eta, "decay": 0.0, "switch": 0.1} for eta in (0.05, 0.1, 0.2)],
     "unigram cache": [{"share": share, "decay": decay} for share, decay in ((0.05, 1e-3), (0.1, 1e-3), (0.05, 2e-4))],
     "bigram cache": [{"share": share, "trust": trust} for share, trust in ((0.1, 2.0), (0.2, 2.0), (0.2, 8.0))],
     "neural cache": [{"share": share, "sharpness": sharp} for share, sharp in ((0.1, 20.0), (0.2, 20.0), (0.2, 10.0))],
@@ -83,7 +96,8 @@ class Reading:
 
 def runs(options: Options) -> Generator[Run, Result | None, None]:
     """Each method's choice on the validation set, then all methods on the held-out one, and the cost."""
-    settings = {"model": str(options.model), "quick": options.quick}
+    model = "shipped" if options.model == shipped_model() else str(options.model)
+    settings = {"model": model, "tokens": READ, "quick": options.quick}
     best = {}
     for method, choices in METHODS.items():
         name = method.replace(" ", "-")
@@ -117,7 +131,7 @@ def measure(run: Run, place: Workplace) -> Result | None:
         else:
             asked = {run.settings["method"]: run.settings["choices"]}
         for method, choices in asked.items():
-            row[method] = [reading.bits_per_byte(_adapt(method, model, reading, base, choice)) for choice in choices]
+            row[method] = [reading.bits_per_byte(_adapt(method, reading, base, choice)) for choice in choices]
         rows.append(row)
         if place.on_step(number + 1, len(documents), reading.name):
             return None
@@ -151,7 +165,7 @@ def _long_documents(
         found += 1
         if quick and found > 1:
             return
-        yield file, tokens[: 400 if quick else None]
+        yield file, tokens[: 400 if quick else READ + 1]
 
 
 @torch.no_grad()
@@ -167,11 +181,11 @@ def _read(model: TextSSMN, tokenizer: Tokenizer, file: Path, tokens: NDArray[np.
 
 
 def _adapt(
-    method: str, model: TextSSMN, reading: Reading, base: NDArray[np.float64], settings: Mapping[str, float]
+    method: str, reading: Reading, base: NDArray[np.float64], settings: Mapping[str, float]
 ) -> NDArray[np.float64]:
     """The losses [T] of the model with a method; `base` are those without one."""
     if method == "output memory":
-        return _output_memory(model, reading, settings)
+        return _output_memory(reading, settings)
     if method == "output bias alone":
         return _output_bias(reading, settings)
     cached, share = {"unigram cache": _unigram, "bigram cache": _bigram, "neural cache": _neural}[method](
@@ -181,13 +195,13 @@ def _adapt(
 
 
 @torch.no_grad()
-def _output_memory(model: TextSSMN, reading: Reading, settings: Mapping[str, float]) -> NDArray[np.float64]:
-    assert model.output_memory is not None
+def _output_memory(reading: Reading, settings: Mapping[str, float]) -> NDArray[np.float64]:
+    vocab_size, hidden_dim = reading.weight.shape
+    memory = OutputMemory(vocab_size, hidden_dim, settings["eta"], settings["decay"], settings["switch"])
     state, found = None, []
-    asked = Plasticity(output_eta=settings["eta"], output_decay=settings["decay"])
     for part, logits in reading.pieces():
         steps = (x.unsqueeze(0) for x in (logits, reading.hidden[part], reading.tokens[:-1][part]))
-        adapted, state = model.output_memory(*steps, state, plasticity=asked)
+        adapted, state = memory(*steps, state)
         found.append(reading.nats(part, adapted[0]))
     return np.concatenate(found)
 
@@ -201,7 +215,7 @@ def _output_bias(reading: Reading, settings: Mapping[str, float]) -> NDArray[np.
         ones = torch.ones_like(tokens, dtype=torch.float32)
         adapted, state = ops.output_memory(
             logits.unsqueeze(0), ones.unsqueeze(-1), tokens, eta=settings["eta"] * ones,
-            log_decay=math.log1p(-settings["decay"]) * ones, initial_state=state,
+            log_decay=math.log1p(-settings["decay"]) * ones, switch=settings["switch"], initial_state=state,
         )  # fmt: skip
         found.append(reading.nats(part, adapted[0]))
     return np.concatenate(found)
