@@ -206,7 +206,7 @@ def _place(run: Result) -> tuple[Any, ...]:
     settings = run["settings"]
     recipe = settings["recipe"]
     return ([*GAMES].index(settings["game"]), CORES.index(settings["core"]), recipe["seed"],
-            -recipe["learning_rate"])  # fmt: skip
+            RATES.index(recipe["learning_rate"]))  # fmt: skip
 
 
 def _spread(values: list[float]) -> str:
