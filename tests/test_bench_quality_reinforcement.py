@@ -80,6 +80,29 @@ def test_cores_are_of_equal_size() -> None:
     assert max(counts.values()) < 1.02 * min(counts.values())
 
 
+def test_the_cores_of_a_game_have_one_recipe() -> None:
+    for game in reinforcement.GAMES:
+        for rate in reinforcement.RATES:
+            runs = [reinforcement._run(game, core, rate, 1, Options()) for core in reinforcement.CORES]
+            ours, *others = [{**run.settings, "core": ""} for run in runs]
+            assert all(other == ours for other in others)
+            assert runs[0].settings["rows"] >= 32
+
+
+def test_seeds_follow_the_better_finished_rate() -> None:
+    games_of, names, last = reinforcement.runs(Options(seeds=2)), [], {"0.001": 0.3, "0.002": 0.5}
+    run = next(games_of)
+    while run.settings["game"] == "RepeatPreviousEasy":
+        names.append(run.name)
+        _, core, rate, seed = run.name.split("-")
+        skipped = core == "lstm" or (core == "gru" and rate == "0.002")
+        run = games_of.send(None if skipped or seed == "1" else {"last": last[rate]})
+    assert [name.removeprefix("RepeatPreviousEasy-") for name in names] == [
+        "ssmn-0.001-0", "ssmn-0.002-0", "ssmn-0.002-1", "gru-0.001-0", "gru-0.002-0", "gru-0.001-1", "lstm-0.001-0",
+        "lstm-0.002-0",
+    ]  # fmt: skip
+
+
 def test_runs_measure_and_tabulate(tmp_path: Path) -> None:
     options = Options(tmp_path, seeds=2, quick=True)
     assert not work(reinforcement.PART, options, only=["RepeatFirstEasy-ssmn-*", "PositionOnlyCartPoleEasy-gru-*"])

@@ -93,17 +93,18 @@ def test_advantages_by_hand() -> None:
     no = torch.zeros(1, 3, dtype=torch.bool)
     second = torch.tensor([[False, True, False]])
 
-    def advantages(terminated: torch.Tensor, ended: torch.Tensor) -> list[float]:
+    def advantages(terminated: torch.Tensor, ended: torch.Tensor, discount: float = 0.5) -> list[float]:
         made = ppo._Rollout(
             x=no, first=no, actions=no, log_probs=no, void=no, state=None, terminated=terminated, ended=ended,
             last_value=torch.tensor([8.0]), **tensors,
         )  # fmt: skip
-        return made.advantages(0.5, 0.5)[0].tolist()
+        return made.advantages(discount, 0.5)[0].tolist()
 
     # errors 1 + .5 - .5 = 1;  2 + 1 - 1 = 2;  4 + 4 - 2 = 6
     assert advantages(no, no) == [1 + 0.25 * (2 + 0.25 * 6), 2 + 0.25 * 6, 6]
     assert advantages(second, second) == [1 + 0.25 * 1, 1, 6]
     assert advantages(no, second) == [1 + 0.25 * 2, 2, 6]
+    assert advantages(no, no, discount=0.0) == [1 - 0.5, 2 - 1, 4 - 2]  # a reward is all that a step is worth
 
 
 @pytest.mark.parametrize("truncates", [False, True])

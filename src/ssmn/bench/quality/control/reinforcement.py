@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Generator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,22 +23,30 @@ if TYPE_CHECKING:
     from ssmn.plots import Look
 
 CORES = ("ssmn", "gru", "lstm")
-RATES = (2e-3, 1e-3)
-STEPS = 300_000
+RATES = (1e-3, 2e-3)
 ROWS = 64
 
-GAMES: dict[str, float] = {
-    "RepeatPreviousEasy": 0.5,
-    "RepeatFirstEasy": 0.5,
-    "PositionOnlyCartPoleEasy": 0.95,
-    "CountRecallEasy": 0.5,
+
+class Task(NamedTuple):
+    """What is asked in a game, of every core the same."""
+
+    steps: int
+    """Environment steps."""
+    discount: float
+    """γ: 0 where an action changes nothing of what comes, which would only be noise in its advantage."""
+    solved: float | None = None
+    """Mean return that counts as solved."""
+
+
+GAMES = {
+    "RepeatPreviousEasy": Task(150_000, 0.0, solved=0.99),
+    "RepeatFirstEasy": Task(150_000, 0.0, solved=0.99),
+    "PositionOnlyCartPoleEasy": Task(300_000, 0.99, solved=0.95),
+    "CountRecallEasy": Task(300_000, 0.0),
+    "RepeatPreviousMedium": Task(1_000_000, 0.0),
 }
-"""λ of the advantages: where an action changes nothing of what comes, what comes is noise in its advantage."""
-
-LONG_GAME, LONG_STEPS = "RepeatPreviousMedium", 1_000_000
-
-TARGETS = {"RepeatPreviousEasy": 0.99, "RepeatFirstEasy": 0.99, "PositionOnlyCartPoleEasy": 0.95}
-"""Returns that count as solved."""
+LONG_GAME = "RepeatPreviousMedium"
+"""One seed and one rate."""
 
 LAST = 256
 """Episodes at the end of the training whose mean return is its result."""
@@ -48,27 +56,25 @@ BIN = 10_000
 
 
 def runs(options: Options) -> Generator[Run, Result | None, None]:
-    """Every game and core: the first seed with both rates, the others with the better one; then the long game."""
+    """Every game and core: the first seed with both rates, the others with the better of those that are finished."""
     for game in GAMES:
+        rates, seeds = (RATES[:1], 1) if game == LONG_GAME else (RATES, options.seeds)
         for core in CORES:
-            found = {}
-            for rate in RATES:
-                found[rate] = yield _run(game, core, rate, 0, options)
-            if any(result is None for result in found.values()):
-                continue
-            best = max(found, key=lambda rate: found[rate]["last"])
-            for seed in range(1, options.seeds):
-                yield _run(game, core, best, seed, options)
-    for core in CORES:
-        yield _run(LONG_GAME, core, RATES[0], 0, options)
+            found: dict[float, Result] = {}
+            for rate in rates:
+                result = yield _run(game, core, rate, 0, options)
+                if result is not None:
+                    found[rate] = result
+            for seed in range(1, seeds) if found else ():
+                yield _run(game, core, max(found, key=lambda rate: found[rate]["last"]), seed, options)
 
 
 def _run(game: str, core: str, rate: float, seed: int, options: Options) -> Run:
-    steps = LONG_STEPS if game == LONG_GAME else STEPS
+    task = GAMES[game]
     passes = {"epochs": 1, "minibatches": 2} if options.quick else {"epochs": 4, "minibatches": 8}
     recipe = {
-        "steps": 128 if options.quick else steps, "rollout": 64, **passes, "learning_rate": rate,
-        "gae_lambda": GAMES.get(game, 0.5), "entropy": 0.01, "seed": seed,
+        "steps": 128 if options.quick else task.steps, "rollout": 64, **passes, "learning_rate": rate,
+        "discount": task.discount, "gae_lambda": 0.95, "entropy": 0.01, "seed": seed,
     }  # fmt: skip
     settings = {
         "game": game, "core": core, "rows": 8 if options.quick else ROWS, "recipe": recipe,
@@ -154,7 +160,7 @@ def tables(finished: Mapping[str, Result]) -> list[Table]:
     rows, groups = [], _groups(finished)
     for run in sorted(finished.values(), key=_place):
         settings, results = run["settings"], run["results"]
-        solved = solved_at(results["curve"], TARGETS.get(settings["game"]))
+        solved = solved_at(results["curve"], GAMES[settings["game"]].solved)
         speeds = results["speeds"]
         rows.append([
             settings["game"], settings["core"], f"{settings['recipe']['learning_rate']:g}",
@@ -199,8 +205,8 @@ def _groups(finished: Mapping[str, Result]) -> dict[tuple[str, str], list[Result
 def _place(run: Result) -> tuple[Any, ...]:
     settings = run["settings"]
     recipe = settings["recipe"]
-    return ([*GAMES, LONG_GAME].index(settings["game"]), CORES.index(settings["core"]), recipe["seed"],
-            -recipe["learning_rate"])  # fmt: skip
+    return ([*GAMES].index(settings["game"]), CORES.index(settings["core"]), recipe["seed"],
+            RATES.index(recipe["learning_rate"]))  # fmt: skip
 
 
 def _spread(values: list[float]) -> str:
