@@ -577,7 +577,7 @@ def _ntm_call(
 
 def _ntm_like(
     driven: Tensor, emit: Tensor, memory: Tensor, weighting: Tensor, cell: Tensor, read: Tensor, keep_trace: bool
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(controls, reads, memory, weighting and cell at the end; those three after every step, gates, active)."""
     steps = driven.shape[:2]
 
@@ -585,8 +585,12 @@ def _ntm_like(
         return [driven.new_empty((steps[0], steps[1], *x.shape[1:]) if keep_trace else (0,)) for x in tensors]
 
     controls, reads = driven.new_empty(*steps, emit.shape[0]), driven.new_empty(*steps, read.shape[1])
-    trace = after_all(memory, weighting, cell, driven[:, 0], emit[:1].expand(steps[0], -1))
-    return controls, reads, *_dense_like(memory, weighting, cell), *trace
+    last_memory, last_weighting, last_cell = _dense_like(memory, weighting, cell)
+    memories, weightings, cells, gates, active = after_all(
+        memory, weighting, cell, driven[:, 0], emit[:1].expand(steps[0], -1)
+    )
+    finals = (last_memory, last_weighting, last_cell)
+    return controls, reads, *finals, memories, weightings, cells, gates, active
 
 
 def _ntm_steps(
@@ -659,8 +663,11 @@ def _ntm_backward(
 
 def _ntm_gradients_like(
     gates: Tensor, active: Tensor, d_memory: Tensor, d_weighting: Tensor, d_cell: Tensor, d_reads: Tensor
-) -> tuple[Tensor, ...]:
-    return tuple(_dense_like(gates, active, d_memory, d_weighting, d_cell, d_cell, d_reads[:, 0]))
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    d_driven, d_emitted = _dense_like(gates, active)
+    d_hidden, d_read = _dense_like(d_cell, d_reads[:, 0])
+    d_memory, d_weighting, d_cell = _dense_like(d_memory, d_weighting, d_cell)
+    return d_driven, d_emitted, d_memory, d_weighting, d_cell, d_hidden, d_read
 
 
 @_ntm_backward.register_fake
