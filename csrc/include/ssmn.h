@@ -344,6 +344,76 @@ SSMN_API int32_t ssmn_scan_backward(
     float* d_initial_state,     /* out [N, 2, C] or NULL */
     int32_t threads);
 
+/* The Neural Turing Machine (ssmn/relatives/ntm.py has the equations): at every step the controller sees the input and
+ * what was read last; the heads take their places by the memory before the step, the write heads write, the read heads
+ * read. Heads: H = R + write heads, read heads first. G = 4 C gates in the order in, keep, out, new of an LSTM, or C
+ * numbers through tanh. The controller emits E = H M + 2 M write heads + H (2 range + 4) numbers: keys, add vectors,
+ * erase vectors, gates, strengths, sharpenings, shifts. Memories are stored by columns. Without an LSTM hidden, cell
+ * and what belongs to them have no elements. A closed step changes nothing. */
+typedef struct ssmn_ntm_call {
+    int64_t streams;    /* B */
+    int64_t steps;      /* T */
+    int64_t slots;      /* N */
+    int64_t width;      /* M */
+    int64_t controls;   /* C */
+    int64_t read_heads; /* R */
+    int64_t write_heads;
+    int64_t shift_range; /* a head moves by at most so many rows */
+    int32_t is_lstm;
+    int32_t frozen; /* 1 = nothing is written */
+} ssmn_ntm_call;
+
+SSMN_API int32_t ssmn_ntm(
+    const ssmn_ntm_call* call,
+    const float* driven,    /* [B, T, G], what the input says to the controller */
+    const float* recurrent, /* [R M + C, G]; [R M, G] without an LSTM: what was read and its own output say to it */
+    const float* emit,      /* [C, E] */
+    const float* emit_bias, /* [E] */
+    const uint8_t* mask,    /* [B, T], 0 = closed; NULL = all open */
+    const uint8_t* reset,   /* [B, T], or NULL */
+    const float* memory,    /* [B, M, N] */
+    const float* weighting, /* [B, H, N], where the heads were */
+    const float* hidden,    /* [B, C] */
+    const float* cell,      /* [B, C] */
+    const float* read,      /* [B, R M], what was read last */
+    float* controls,        /* out [B, T, C]; at a closed step the LSTM's last output, or 0 */
+    float* reads,           /* out [B, T, R M]; at a closed step what was read last */
+    float* final_memory,    /* out [B, M, N] */
+    float* final_weighting, /* out [B, H, N] */
+    float* final_cell,      /* out [B, C] */
+    float* memories,        /* out [B, T, M, N]: this and what follows for the gradients, or all of them NULL */
+    float* weightings,      /* out [B, T, H, N] */
+    float* cells,           /* out [B, T, C] */
+    float* gates,           /* out [B, T, G] */
+    float* active,          /* out [B, T, E] */
+    int32_t threads);
+
+/* Gradients of ssmn_ntm, whose arrays it takes. */
+SSMN_API int32_t ssmn_ntm_backward(
+    const ssmn_ntm_call* call,
+    const float* recurrent,
+    const float* emit,
+    const uint8_t* mask,
+    const uint8_t* reset,
+    const float* memory,
+    const float* weighting,
+    const float* cell,
+    const float* memories,
+    const float* weightings,
+    const float* cells,
+    const float* gates,
+    const float* active,
+    const float* d_controls, /* [B, T, C] */
+    const float* d_reads,    /* [B, T, R M] */
+    float* d_driven,         /* out [B, T, G] */
+    float* d_emitted,        /* out [B, T, E]; the gradient of emit is the sum of controls x d_emitted */
+    float* d_memory,         /* [B, M, N]; in: the gradient of final_memory, as for the next two */
+    float* d_weighting,      /* [B, H, N] */
+    float* d_cell,           /* [B, C] */
+    float* d_hidden,         /* out [B, C] */
+    float* d_read,           /* out [B, R M] */
+    int32_t threads);
+
 /*
  * The stream engine: a whole model in one arena, and any number of streams that it steps in place.
  *

@@ -23,6 +23,8 @@ struct Kernels {
     decltype(&ssmn_output_memory) output_memory;
     decltype(&ssmn_scan) scan;
     decltype(&ssmn_scan_backward) scan_backward;
+    decltype(&ssmn_ntm) ntm;
+    decltype(&ssmn_ntm_backward) ntm_backward;
     decltype(&ssmn_matrix_product) matrix_product;
     decltype(&ssmn_engine_run) engine_run;
 };

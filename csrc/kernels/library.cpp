@@ -167,6 +167,64 @@ extern "C" int32_t ssmn_scan_backward(
         call, a, mask, reset, cu_seqlens, initial_state, h, d_h, d_final_state, d_a, d_x, d_initial_state, threads);
 }
 
+extern "C" int32_t ssmn_ntm(
+    const ssmn_ntm_call* call,
+    const float* driven,
+    const float* recurrent,
+    const float* emit,
+    const float* emit_bias,
+    const uint8_t* mask,
+    const uint8_t* reset,
+    const float* memory,
+    const float* weighting,
+    const float* hidden,
+    const float* cell,
+    const float* read,
+    float* controls,
+    float* reads,
+    float* final_memory,
+    float* final_weighting,
+    float* final_cell,
+    float* memories,
+    float* weightings,
+    float* cells,
+    float* gates,
+    float* active,
+    int32_t threads) {
+    return kernels().ntm(
+        call, driven, recurrent, emit, emit_bias, mask, reset, memory, weighting, hidden, cell, read, controls, reads,
+        final_memory, final_weighting, final_cell, memories, weightings, cells, gates, active, threads);
+}
+
+extern "C" int32_t ssmn_ntm_backward(
+    const ssmn_ntm_call* call,
+    const float* recurrent,
+    const float* emit,
+    const uint8_t* mask,
+    const uint8_t* reset,
+    const float* memory,
+    const float* weighting,
+    const float* cell,
+    const float* memories,
+    const float* weightings,
+    const float* cells,
+    const float* gates,
+    const float* active,
+    const float* d_controls,
+    const float* d_reads,
+    float* d_driven,
+    float* d_emitted,
+    float* d_memory,
+    float* d_weighting,
+    float* d_cell,
+    float* d_hidden,
+    float* d_read,
+    int32_t threads) {
+    return kernels().ntm_backward(
+        call, recurrent, emit, mask, reset, memory, weighting, cell, memories, weightings, cells, gates, active,
+        d_controls, d_reads, d_driven, d_emitted, d_memory, d_weighting, d_cell, d_hidden, d_read, threads);
+}
+
 extern "C" int32_t ssmn_matrix_product(
     int64_t format,
     int64_t rows,

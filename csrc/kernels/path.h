@@ -18,6 +18,8 @@ extern WindowBackwardFunction window_backward;
 extern decltype(ssmn_output_memory) output_memory;
 extern decltype(ssmn_scan) scan;
 extern decltype(ssmn_scan_backward) scan_backward;
+extern decltype(ssmn_ntm) ntm;
+extern decltype(ssmn_ntm_backward) ntm_backward;
 extern decltype(ssmn_matrix_product) matrix_product;
 extern decltype(ssmn_engine_run) engine_run;
 

@@ -92,6 +92,26 @@ SSMN_INLINE Vec exp_nonpositive(Vec x) {
     return x < lowest ? Vec{} : poly * (Vec)power;
 }
 
+// log(x) for normal positive x, within 2 units in the last place; NaN stays NaN.
+SSMN_INLINE Vec log_positive(Vec x) {
+    const VecBits bits = (VecBits)x;
+    const Vec half = (Vec)((bits & 0x7fffffu) | 0x3f000000u);  // the mantissa, in [1/2, 1)
+    const VecInt low = half < 0.707106781186547524f;
+    const Vec power = __builtin_convertvector((VecInt)(bits >> 23) - 126 + low, Vec);
+    const Vec r = select(low, half + half, half) - 1.0f;
+    const Vec square = r * r;
+    Vec poly = r * 7.0376836292e-2f - 1.1514610310e-1f;
+    poly = poly * r + 1.1676998740e-1f;
+    poly = poly * r - 1.2420140846e-1f;
+    poly = poly * r + 1.4249322787e-1f;
+    poly = poly * r - 1.6668057665e-1f;
+    poly = poly * r + 2.0000714765e-1f;
+    poly = poly * r - 2.4999993993e-1f;
+    poly = poly * r + 3.3333331174e-1f;
+    poly = poly * r * square - power * 2.12194440e-4f - square * 0.5f;
+    return x == x ? power * 0.693359375f + (r + poly) : x;
+}
+
 // bfloat16 is the upper half of a float. Widening is exact; narrowing rounds to nearest, ties to even, and keeps NaN.
 SSMN_INLINE Vec load_bfloat16(const uint16_t* from) {
     HalfBits bits;

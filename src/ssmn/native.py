@@ -67,6 +67,17 @@ class ScanCall(Structure):
     _fields_ = [*((name, c_int64) for name in ("rows", "steps", "channels", "streams")), ("shared", c_int32)]
 
 
+class NtmCall(Structure):
+    """`ssmn_ntm_call`."""
+
+    _fields_ = [
+        *[(name, c_int64) for name in (
+            "streams", "steps", "slots", "width", "controls", "read_heads", "write_heads", "shift_range",
+        )],
+        *[(name, c_int32) for name in ("is_lstm", "frozen")],
+    ]  # fmt: skip
+
+
 class Matrix(Structure):
     """`ssmn_matrix`."""
 
@@ -145,6 +156,8 @@ _KERNELS: dict[str, list[type]] = {
     "ssmn_output_memory": [POINTER(OutputCall), *_pointers(19), c_int32],
     "ssmn_scan": [POINTER(ScanCall), *_pointers(8), c_int32],
     "ssmn_scan_backward": [POINTER(ScanCall), *_pointers(11), c_int32],
+    "ssmn_ntm": [POINTER(NtmCall), *_pointers(21), c_int32],
+    "ssmn_ntm_backward": [POINTER(NtmCall), *_pointers(21), c_int32],
     "ssmn_matrix_product": [c_int64, c_int64, c_int64, c_void_p, c_int64, *_pointers(2), c_int32],
     "ssmn_engine_run": [POINTER(EngineSizes), POINTER(EngineCall)],
 }  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal, Self, get_args
 
 import torch
@@ -13,7 +13,9 @@ from torch.nn import functional
 
 from ssmn.config import Plasticity, StackConfig
 from ssmn.layers.checks import check_hidden, check_learning, check_setting, check_state, check_streams
+from ssmn.ops import native
 from ssmn.ops.common import state_dtype
+from ssmn.ops.dispatch import choose_backend
 from ssmn.ops.segments import Packing, count_open
 from ssmn.relatives.base import Member
 from ssmn.state import State, register_state
@@ -274,7 +276,7 @@ class NeuralTuringMachine(nn.Module):
             opened = packing.valid if mask is None else packing.unpack(mask)
             reset = None if reset is None else packing.unpack(reset)
         with torch.autocast(hidden.device.type, enabled=False):
-            seen, after = self._loop(driven, state, opened, reset, plasticity is not None and plasticity.frozen)
+            seen, after = self._steps(driven, state, opened, reset, plasticity is not None and plasticity.frozen)
         seen = seen if packing is None else packing.pack(seen)
         y = self.output(seen.to(hidden.dtype))
         y = y if mask is None else torch.where(mask.unsqueeze(-1), y, 0.0)
@@ -283,18 +285,39 @@ class NeuralTuringMachine(nn.Module):
             weighting = torch.where((position > 0)[:, None, None], weighting, 0.0)
         return y, NtmState(after.memory, weighting, after.hidden, after.cell, position)
 
-    def _loop(
+    def _steps(
         self, driven: Tensor, state: NtmState, mask: Tensor | None, reset: Tensor | None, frozen: bool
     ) -> tuple[Tensor, NtmState]:
         """([B, T, C + reads], state) from the controller's share of the input; heads that never moved are on row 0."""
-        dtype = driven.dtype
-        recurrent, emit = (layer.weight.to(dtype).mT for layer in (self.recurrent, self.emit))
-        emit_bias = self.emit.bias.to(dtype)
-        time, lstm = driven.shape[1], self.controller == "lstm"
         home = torch.zeros_like(state.weighting[:1])
         home[..., 0] = 1.0
         weighting = torch.where((state.position > 0)[:, None, None], state.weighting, home)
-        memory, hidden, cell = state.memory, state.hidden, state.cell
+        state = replace(state, weighting=weighting)
+        dtype = driven.dtype
+        weights = (self.recurrent.weight.to(dtype).mT, self.emit.weight.to(dtype).mT, self.emit.bias.to(dtype))
+        if dtype == torch.float64 or choose_backend("ntm", "auto", driven) != "native":
+            return self._loop(driven, *weights, state, home, mask, reset, frozen)
+        held = (state.memory, state.weighting, state.hidden, state.cell)
+        controls, reads, held = native.turing_machine(
+            driven, *weights, mask, reset, held, self.read_heads, self.shift_range, frozen
+        )
+        return torch.cat((controls, reads), -1), NtmState(*held, state.position)
+
+    def _loop(
+        self,
+        driven: Tensor,
+        recurrent: Tensor,
+        emit: Tensor,
+        emit_bias: Tensor,
+        state: NtmState,
+        home: Tensor,
+        mask: Tensor | None,
+        reset: Tensor | None,
+        frozen: bool,
+    ) -> tuple[Tensor, NtmState]:
+        """The definition."""
+        time, lstm = driven.shape[1], self.controller == "lstm"
+        memory, weighting, hidden, cell = state.memory, state.weighting, state.hidden, state.cell
         closes = [False] * time if mask is None else (~mask.all(0)).tolist()
         resets = [False] * time if reset is None else reset.any(0).tolist()
         read = torch.bmm(weighting[:, : self.read_heads], memory).flatten(1)

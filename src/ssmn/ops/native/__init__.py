@@ -1,13 +1,14 @@
 """The compiled kernels as torch custom ops.
 
-The custom ops of the namespace `ssmn` (`memory`, `window_attention` and `scan`) mirror the functions of
+The custom ops of the namespace `ssmn` (`memory`, `window_attention`, `scan` and `ntm`) mirror the functions of
 `csrc/include/ssmn.h`, which is their manual; the functions here are the way to call them. The kernels compute in
 float32; the memory and the window attention also take bfloat16 as it is.
 """
 
 from ssmn.ops.native.calls import refusal
 from ssmn.ops.native.memory import read, remember, write
+from ssmn.ops.native.ntm import turing_machine
 from ssmn.ops.native.scan import scan
 from ssmn.ops.native.window import attend
 
-__all__ = ["attend", "read", "refusal", "remember", "scan", "write"]
+__all__ = ["attend", "read", "refusal", "remember", "scan", "turing_machine", "write"]

@@ -1,9 +1,9 @@
 """The Neural Turing Machine's own tasks: copy, repeat copy, associative recall, beside an LSTM of equal parameters.
 
-Both are trained on the same episodes with the same optimiser and the same learning rates to choose from; the LSTM,
-whose steps cost a tenth, is given four times as many batches. They are tested within the trained sizes and far
-beyond. The cost is that of the paper's curves (Graves et al., 2014): cross-entropy in bits, summed over the answer
-of an episode; a coin costs one bit per bit.
+Both are trained on the same episodes with the same optimiser and the same learning rates to choose from, and tested
+within the trained sizes and far beyond. Where a task has a `growth`, both begin with its smallest episodes; a memory
+that was trained with fewer rows is tested with more. The cost is that of the paper's curves (Graves et al., 2014):
+cross-entropy in bits, summed over the answer of an episode; a coin costs one bit per bit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ssmn.bench.quality.frame import Options, Part, Result, Run, Workplace
 from ssmn.bench.report import Table
 from ssmn.relatives import NTM
 from ssmn.training.episodes import EPISODES, bits_per_episode
-from ssmn.training.tasks import Batch
+from ssmn.training.tasks import Batch, Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,6 +36,8 @@ EVERY = 50
 """Batches that a point of the curve is the mean of."""
 TESTED = 64
 """Episodes per size."""
+TESTED_SLOTS = 128
+"""Rows of the machine's memory when it is tested; it may be trained with fewer."""
 SAFETY_SEEDS = 20
 
 
@@ -44,13 +46,15 @@ class Setting:
     """A task, the machine for it, and the sizes that it is tested at: inside the training, then outside.
 
     Attributes:
-        steps: Batches of the Neural Turing Machine.
-        machine: Its settings but for the task's channels.
+        steps: Batches of the training.
+        growth: Batches until the largest episodes are drawn; the range grows from the smallest ones evenly.
+        machine: Settings of the Neural Turing Machine but for the task's channels.
         sizes: By name, the task's settings.
         doubled: The size that is twice the trained one.
     """
 
     steps: int
+    growth: int
     machine: Mapping[str, Any]
     sizes: Mapping[str, Mapping[str, int]]
     doubled: str
@@ -75,21 +79,30 @@ def _items(*counts: int) -> dict[str, dict[str, int]]:
 
 SETTINGS: dict[str, Setting] = {
     "copy-vectors": Setting(
-        1200, {"hidden_dim": 100, "controller": "feedforward"}, _lengths(10, 20, 40, 100), "40 vectors"
+        1800,
+        0,
+        {"hidden_dim": 100, "controller": "feedforward", "memory_slots": 32},
+        _lengths(10, 20, 40, 100),
+        "40 vectors",
     ),
     "repeat-copy": Setting(
-        1000,
-        {"hidden_dim": 100, "controller": "lstm"},
+        3000,
+        400,
+        {"hidden_dim": 100, "controller": "lstm", "memory_slots": 32},
         _repeated((5, 5), (10, 10), (20, 10), (10, 20)),
         "20 vectors 10 times",
     ),
     "associative-recall": Setting(
-        1500, {"hidden_dim": 100, "controller": "feedforward", "read_heads": 2}, _items(4, 6, 12, 20), "12 items"
+        1600,
+        400,
+        {"hidden_dim": 100, "controller": "feedforward", "memory_slots": 32},
+        _items(4, 6, 12, 20),
+        "12 items",
     ),
 }
 MODELS = ("NTM", "LSTM")
-LSTM_TIMES = 4
-"""How many times as many batches the LSTM is given."""
+RANGES = (("shortest", "longest"), ("fewest_repeats", "most_repeats"), ("fewest_items", "most_items"))
+"""What a task draws between, by the names of its settings."""
 
 
 class LstmReader(nn.Module):
@@ -128,8 +141,10 @@ def runs(options: Options) -> Generator[Run, Result | None, None]:
         for model in MODELS:
             found = {}
             for rate in RATES:
-                found[rate] = yield _run(task, model, rate, 0, options)
-            if any(result is None for result in found.values()):
+                result = yield _run(task, model, rate, 0, options)
+                if result is not None:
+                    found[rate] = result
+            if not found:
                 continue
             best = min(found, key=lambda rate: _cost_inside(found[rate]))
             for seed in range(1, options.seeds):
@@ -140,18 +155,19 @@ def runs(options: Options) -> Generator[Run, Result | None, None]:
 
 def _run(task: str, model: str, rate: float, seed: int, options: Options) -> Run:
     setting = SETTINGS[task]
-    steps = 2 if options.quick else setting.steps * (LSTM_TIMES if model == "LSTM" else 1)
     settings = {
-        "task": task, "model": model, "machine": dict(setting.machine), "rate": rate, "seed": seed, "steps": steps,
+        "task": task, "model": model, "machine": dict(setting.machine), "rate": rate, "seed": seed,
+        "steps": 2 if options.quick else setting.steps, "growth": setting.growth,
         "batch_size": 2 if options.quick else 16, "episodes": 2 if options.quick else TESTED,
+        "tested_slots": TESTED_SLOTS,
         "sizes": {name: dict(size) for name, size in setting.sizes.items()},
     }  # fmt: skip
     return Run(f"{task}-{model.lower()}-{rate:g}-{seed}", settings)
 
 
-def _cost_inside(result: Result | None) -> float:
+def _cost_inside(result: Result) -> float:
     """The cost at the largest size of the training, by which the learning rate is chosen."""
-    return math.inf if result is None else list(result["sizes"].values())[1]["cost"]
+    return list(result["sizes"].values())[1]["cost"]
 
 
 def measure(run: Run, place: Workplace) -> Result | None:
@@ -172,12 +188,13 @@ def _model(settings: Mapping[str, Any]) -> NTM | LstmReader:
 def _trained(run: Run, place: Workplace) -> Result | None:
     settings, model = run.settings, _model(run.settings)
     task, steps = EPISODES[settings["task"]](), settings["steps"]
-    optimiser = torch.optim.Adam(model.parameters(), settings["rate"])
+    optimiser = torch.optim.Adam(model.parameters(), settings["rate"], fused=True)
     # The full rate for the first half, then in a straight line to nothing.
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(1.0, 2 * (1 - step / steps)))
     begun, worked, curve, recent = time.monotonic(), time.process_time(), [], []
     for step in range(steps):
-        batch = task.batch(step, batch_size=settings["batch_size"], seed=settings["seed"])
+        drawn = _grown(task, step / settings["growth"]) if step < settings["growth"] else task
+        batch = drawn.batch(step, batch_size=settings["batch_size"], seed=settings["seed"])
         recent.append(_learn(model, optimiser, batch))
         schedule.step()
         if len(recent) == EVERY or step + 1 == steps:
@@ -186,13 +203,14 @@ def _trained(run: Run, place: Workplace) -> Result | None:
         if place.on_step(step + 1, steps, f"bits {curve[-1][1] if curve else math.nan:.3f}"):
             return None
     spent = {"seconds": time.monotonic() - begun, "processor_seconds": time.process_time() - worked}
+    tested = model.with_memory_slots(settings["tested_slots"]) if isinstance(model, NTM) else model
     sizes = {}
     for name, size in settings["sizes"].items():
         batch = dataclasses.replace(task, **size).batch(
             0, batch_size=settings["episodes"], seed=settings["seed"], split="test"
         )
         with torch.no_grad():
-            cost, wrong = bits_per_episode(model(batch.inputs)[0], batch)
+            cost, wrong = bits_per_episode(tested(batch.inputs)[0], batch)
         assert batch.mask is not None
         sizes[name] = {
             "cost": cost.mean().item(),
@@ -200,6 +218,17 @@ def _trained(run: Run, place: Workplace) -> Result | None:
             "bits": int(batch.mask[0].sum()) * task.output_dim,
         }
     return {"parameters": model.num_parameters(), "training": spent, "curve": curve, "sizes": sizes}
+
+
+def _grown(task: Task, share: float) -> Task:
+    """The task with a share of its range, from the smallest value on."""
+    names = {field.name for field in dataclasses.fields(task)}
+    largest = {}
+    for low, high in RANGES:
+        if high in names:
+            least, most = getattr(task, low), getattr(task, high)
+            largest[high] = least + int(share * (most - least + 1))
+    return dataclasses.replace(task, **largest)
 
 
 def _learn(model: nn.Module, optimiser: torch.optim.Optimizer, batch: Batch) -> float:
