@@ -106,6 +106,16 @@ def test_records_say_what_they_depend_on(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "soak.json").read_text()) == record
 
 
+def test_a_wide_table_is_shown_in_parts_that_fit() -> None:
+    rows = [["ssmn", "1.687", "277,544"], ["a-long-name", "2.049", "2,618,928"]]
+    table = report.Table("sizes", ["model", "bits per byte", "state bytes"], rows, "a note", texts=1)
+    assert report.fitting(table, 80) == [table]
+    first, second = report.fitting(table, 26)
+    assert first == report.Table("sizes", ["model", "bits per byte"], [row[:2] for row in rows], "", 1)
+    assert second == report.Table("", ["model", "state bytes"], [[row[0], row[2]] for row in rows], "a note", 1)
+    assert len(report.fitting(table, 1)) == 2  # a part has at least one column of figures, however wide
+
+
 def test_records_have_the_machines_floors() -> None:
     record = bench.run("seed-table", floors=FLOORS, lengths=[9], window=3, repeats=1)
     assert record["kernels"] == native.status().kernels

@@ -21,6 +21,27 @@ class Table:
     texts: int = 2
 
 
+def fitting(table: Table, width: int) -> list[Table]:
+    """The table in as many as it takes for each to be at most `width` characters wide; the words stand in all of them.
+
+    A column is as wide as its longest cell or the longest word of its head, and three more characters.
+    """
+    cells = [[*name.split(), *(row[i] for row in table.rows)] for i, name in enumerate(table.head)]
+    wide = [3 + max(map(len, column), default=0) for column in cells]
+    words = list(range(table.texts))
+    groups = [list(words)]
+    for column in range(table.texts, len(table.head)):
+        if len(groups[-1]) > len(words) and sum(wide[i] for i in groups[-1]) + wide[column] > width:
+            groups.append(list(words))
+        groups[-1].append(column)
+    parts = []
+    for index, group in enumerate(groups):
+        head, rows = [table.head[i] for i in group], [[row[i] for i in group] for row in table.rows]
+        caption = table.caption if index == len(groups) - 1 else ""
+        parts.append(Table(table.title if index == 0 else "", head, rows, caption, table.texts))
+    return parts
+
+
 def tables(record: Mapping[str, Any]) -> list[Table]:
     """One table for every panel of a record's figures."""
     figures = figures_of(record)

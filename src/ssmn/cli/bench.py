@@ -402,15 +402,18 @@ def _print_table(console: Console, table: Table) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as Drawn
 
-    drawn = Drawn(
-        box=SIMPLE_HEAD, title=table.title, title_justify="left", title_style="bold",
-        caption=table.caption, caption_justify="left",
-    )  # fmt: skip
-    for index, name in enumerate(table.head):
-        drawn.add_column(name, justify="left" if index < table.texts else "right")
-    for row in table.rows:
-        drawn.add_row(*row, style="bold red" if "WORSE" in row else None)
-    console.print(drawn)
+    from ssmn.bench import report
+
+    for part in report.fitting(table, console.width - 2):
+        drawn = Drawn(
+            box=SIMPLE_HEAD, title=part.title or None, title_justify="left", title_style="bold",
+            caption=part.caption or None, caption_justify="left",
+        )  # fmt: skip
+        for index, name in enumerate(part.head):
+            drawn.add_column(name, justify="left" if index < part.texts else "right")
+        for whole, row in zip(table.rows, part.rows, strict=True):
+            drawn.add_row(*row, style="bold red" if "WORSE" in whole else None)
+        console.print(drawn)
 
 
 def _print_seed_table(console: Console, record: dict[str, Any]) -> None:
