@@ -215,7 +215,7 @@ def _spread(values: list[float]) -> str:
 
 
 def drawing(finished: Mapping[str, Result], look: Look) -> Figure | None:
-    """Mean return against environment steps, a panel for each game."""
+    """Mean return against thousands of environment steps, a panel for each game."""
     from ssmn import plots
 
     panels: dict[str, dict[str, dict[float, list[float]]]] = {}
@@ -223,8 +223,8 @@ def drawing(finished: Mapping[str, Result], look: Look) -> Figure | None:
         points = panels.setdefault(game, {}).setdefault(core, {})
         for run in chosen:
             for step, value in run["results"]["curve"].items():
-                points.setdefault(float(step), []).append(value)
-    return plots.spread_lines(panels, look, "environment steps", "mean return", x_log=False, y_range=None)
+                points.setdefault(float(step) / 1000, []).append(value)
+    return plots.spread_lines(panels, look, "thousand environment steps", "mean return", x_log=False, y_range=None)
 
 
 PART = Part("reinforcement", "POPGym's games by PPO: our core, a GRU and an LSTM.", runs, measure, tables, drawing)
