@@ -512,6 +512,16 @@ def test_refusals_name_the_reason(monkeypatch):
     assert kernels.refusal(x) == "no compiler"
 
 
+def test_a_library_of_another_interface_is_refused(monkeypatch):
+    path = native.status().path
+    assert path is not None
+    monkeypatch.setattr(native, "INTERFACE", native.INTERFACE + 1)
+    library, status = native.load([path.parent.parent])
+    assert library is None
+    assert f"interface {native.INTERFACE - 1}" in status.reason
+    assert "pip install" in status.reason
+
+
 def test_status_without_with_and_with_a_damaged_library(tmp_path):
     status = native.status()
     assert status.path is not None

@@ -52,6 +52,10 @@ enum { SSMN_FLOAT32 = 0, SSMN_BFLOAT16 = 1, SSMN_INT8 = 2, SSMN_INT4 = 3 };
 /* The library's version, which is the package's. */
 SSMN_API const char* ssmn_version(void);
 
+/* The number of this interface: raised whenever a structure or the arguments of a function here change. */
+#define SSMN_INTERFACE 2
+SSMN_API int32_t ssmn_interface(void);
+
 /* The compiler that built the library, e.g. "GCC 12.2.0". */
 SSMN_API const char* ssmn_compiler(void);
 

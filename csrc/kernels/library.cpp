@@ -10,6 +10,10 @@ extern "C" const char* ssmn_version(void) {
     return SSMN_TEXT(SSMN_VERSION);
 }
 
+extern "C" int32_t ssmn_interface(void) {
+    return SSMN_INTERFACE;
+}
+
 extern "C" const char* ssmn_compiler(void) {
 #if defined(__clang__)
     return "Clang " SSMN_TEXT(__clang_major__) "." SSMN_TEXT(__clang_minor__) "." SSMN_TEXT(__clang_patchlevel__);

@@ -25,6 +25,9 @@ CHUNK = 64
 MEMORY_WINDOW = 512
 """P, the steps between two states that the memory stores; the library must agree."""
 
+INTERFACE = 2
+"""The number of the interface that is declared here, `SSMN_INTERFACE` of `ssmn.h`; the library must have the same."""
+
 KERNELS_VARIABLE = "SSMN_KERNELS"
 """The environment variable that names the kernels to use."""
 
@@ -248,6 +251,7 @@ def load(package_folders: Iterable[Path]) -> tuple[ctypes.CDLL | None, NativeSta
             loaded.ssmn_loaded_after_fork()
         loaded.ssmn_chunk_size.restype = loaded.ssmn_memory_window.restype = c_int64
         version = loaded.ssmn_version().decode()
+        interface = loaded.ssmn_interface()
         steps = loaded.ssmn_chunk_size(), loaded.ssmn_memory_window()
         for name, argument_types in _KERNELS.items():
             getattr(loaded, name).argtypes = argument_types
@@ -257,8 +261,11 @@ def load(package_folders: Iterable[Path]) -> tuple[ctypes.CDLL | None, NativeSta
             getattr(loaded, name).restype = result_type
     except (OSError, AttributeError) as error:
         return None, NativeStatus(False, f"{path} cannot be loaded ({error}); {_REINSTALL}", path)
-    if (version, *steps) != (ssmn.__version__, CHUNK, MEMORY_WINDOW):
-        reason = f"{path} is version {version}, but the package is {ssmn.__version__}; {_REINSTALL}"
+    if (version, interface, *steps) != (ssmn.__version__, INTERFACE, CHUNK, MEMORY_WINDOW):
+        reason = (
+            f"{path} is version {version} with interface {interface}, but the package is {ssmn.__version__} with "
+            f"{INTERFACE}; {_REINSTALL}"
+        )
         return None, NativeStatus(False, reason, path, version)
     instruction_set, compiler = loaded.ssmn_instruction_set().decode(), loaded.ssmn_compiler().decode()
     kernels, runnable = loaded.ssmn_kernel_path().decode(), tuple(loaded.ssmn_kernel_paths().decode().split())
