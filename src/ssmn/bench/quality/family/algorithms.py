@@ -86,9 +86,9 @@ SETTINGS: dict[str, Setting] = {
         "40 vectors",
     ),
     "repeat-copy": Setting(
-        3000,
+        6000,
         400,
-        {"hidden_dim": 100, "controller": "lstm", "memory_slots": 32},
+        {"hidden_dim": 100, "controller": "feedforward", "memory_slots": 16},
         _repeated((5, 5), (10, 10), (20, 10), (10, 20)),
         "20 vectors 10 times",
     ),
@@ -146,7 +146,7 @@ def runs(options: Options) -> Generator[Run, Result | None, None]:
                     found[rate] = result
             if not found:
                 continue
-            best = min(found, key=lambda rate: _cost_inside(found[rate]))
+            best = min(found, key=lambda rate: _cost_at_the_end(found[rate]))
             for seed in range(1, options.seeds):
                 yield _run(task, model, best, seed, options)
     seeds, steps = (2, 2) if options.quick else (SAFETY_SEEDS, 30)
@@ -165,9 +165,9 @@ def _run(task: str, model: str, rate: float, seed: int, options: Options) -> Run
     return Run(f"{task}-{model.lower()}-{rate:g}-{seed}", settings)
 
 
-def _cost_inside(result: Result) -> float:
-    """The cost at the largest size of the training, by which the learning rate is chosen."""
-    return list(result["sizes"].values())[1]["cost"]
+def _cost_at_the_end(result: Result) -> float:
+    """The cost of the training's last episodes, by which the learning rate is chosen: hundreds, each of them new."""
+    return result["curve"][-1][1]
 
 
 def measure(run: Run, place: Workplace) -> Result | None:
@@ -301,11 +301,11 @@ def _order(run: Result) -> tuple[int, float, int]:
 
 
 def _best(chosen: list[Result], model: str) -> list[Result]:
-    """The runs of a model with the learning rate that was best in the training's own sizes."""
+    """The runs of a model with the learning rate that was best at the end of the training."""
     own = [run for run in chosen if run["settings"]["model"] == model]
     if not own:
         return []
-    first = min(own, key=lambda run: (run["settings"]["seed"], _cost_inside(run["results"])))
+    first = min(own, key=lambda run: (run["settings"]["seed"], _cost_at_the_end(run["results"])))
     return [run for run in own if run["settings"]["rate"] == first["settings"]["rate"]]
 
 
