@@ -223,8 +223,9 @@ def test_rows_are_charted(browser: Any, tmp_path: Path) -> None:
         chart = page.view().locator(".rows")
         assert "<b>hall</b> & <a href=" in (chart.text_content() or "") and not chart.locator("a, b").count()
         page.page.set_viewport_size({"width": 390, "height": 844})  # one below the other, and not over each other
-        end = chart.locator("svg.main-svg").first.evaluate("drawn => drawn.getBoundingClientRect().bottom")
-        assert end < page.view().locator("section.lines").evaluate("lines => lines.getBoundingClientRect().top")
+        drawn, lines = chart.locator("svg.main-svg").first, page.view().locator("section.lines")
+        bottom, top = ("box => box.getBoundingClientRect().bottom", "box => box.getBoundingClientRect().top")
+        page.until(lambda: drawn.evaluate(bottom) < lines.evaluate(top))  # once the chart is drawn again
         assert page.view().locator(".push").is_hidden() and page.troubles == [] and page.foreign == []
         page.page.close()
     finally:

@@ -212,7 +212,7 @@ def make(name: str, num_envs: int) -> Game:
         RangeError: There is no such game.
 
     Example:
-        >>> from ssmn.bench.quality import games
+        >>> from ssmn.bench.quality.control import games
         >>> envs = games.make("RepeatFirstEasy", 3)
         >>> first, _ = envs.reset(seed=0)
         >>> _, rewards, *_ = envs.step(first)
