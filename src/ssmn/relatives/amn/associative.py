@@ -58,8 +58,13 @@ class AssociativeMixer(nn.Module):
         radius: Inner and outer radius of the ring that |a| starts on, over one unit of time.
         max_phase: The largest angle per unit of time at the start.
         memory_heads: H of the manifold; must divide D.
-        update_rule, pairing, plasticity_eta, decay_lambda, write_threshold, chat_rounds, initialisation: The
-            manifold's, as in `SynapticMemory`.
+        update_rule: The manifold's, as in `SynapticMemory`.
+        pairing: The manifold's, as in `SynapticMemory`.
+        plasticity_eta: The manifold's, as in `SynapticMemory`.
+        decay_lambda: The manifold's, as in `SynapticMemory`.
+        write_threshold: The manifold's, as in `SynapticMemory`.
+        chat_rounds: The manifold's, as in `SynapticMemory`.
+        initialisation: The manifold's, as in `SynapticMemory`.
 
     Example:
         >>> import torch
@@ -203,7 +208,10 @@ class AMN(Member):
         liquid: Whether the decay depends on the input.
         manifold: Whether there is an associative memory.
         memory_heads: H of the manifold; must divide `hidden_dim`.
-        radius, max_phase, plasticity_eta, decay_lambda: As in `AssociativeMixer`.
+        radius: As in `AssociativeMixer`.
+        max_phase: As in `AssociativeMixer`.
+        plasticity_eta: As in `AssociativeMixer`.
+        decay_lambda: As in `AssociativeMixer`.
 
     Example:
         >>> import torch, ssmn

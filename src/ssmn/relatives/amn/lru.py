@@ -135,7 +135,9 @@ class LRU(Member):
         hidden_dim: D, the width of the unit.
         output_dim: Features per step that go out.
         state_dim: N, complex channels; None = D / 2 rounded up.
-        liquid, radius, max_phase: As in `LinearRecurrentUnit`.
+        liquid: As in `LinearRecurrentUnit`.
+        radius: As in `LinearRecurrentUnit`.
+        max_phase: As in `LinearRecurrentUnit`.
 
     Example:
         >>> import torch, ssmn
