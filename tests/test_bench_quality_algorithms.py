@@ -10,7 +10,7 @@ import torch
 from ssmn.bench.quality.family import algorithms
 from ssmn.bench.quality.frame import Options, finished, work
 from ssmn.plots import Look
-from ssmn.training.episodes import EPISODES
+from ssmn.training.episodes import EPISODES, RepeatCopy
 
 
 @pytest.mark.parametrize("parameters", [20_000, 35_200])
@@ -19,8 +19,8 @@ def test_the_rival_has_as_many_parameters(parameters: int) -> None:
 
 
 def test_episodes_grow_from_the_smallest_to_the_largest() -> None:
-    task = EPISODES["repeat-copy"](shortest=2, longest=5, fewest_repeats=1, most_repeats=4)
-    sizes = [algorithms._grown(task, share / 8) for share in range(8)]
+    task = RepeatCopy(shortest=2, longest=5, fewest_repeats=1, most_repeats=4)
+    sizes = [grown for share in range(8) if isinstance(grown := algorithms._grown(task, share / 8), RepeatCopy)]
     assert [(size.shortest, size.longest) for size in sizes] == [(2, top) for top in (2, 2, 3, 3, 4, 4, 5, 5)]
     assert [(size.fewest_repeats, size.most_repeats) for size in sizes] == [
         (1, top) for top in (1, 1, 2, 2, 3, 3, 4, 4)

@@ -25,7 +25,7 @@ def outcome(machine: NTM, x: Tensor, begun: Any, **streams: Any) -> dict[str, Te
     machine.zero_grad()
     y, state = machine(x, start, **streams)
     named = {"y": y, **{name: value for name, value in state.named_tensors().items() if value.is_floating_point()}}
-    sum((value * torch.randn_like(value)).sum() for value in named.values()).backward()
+    torch.stack([(value * torch.randn_like(value)).sum() for value in named.values()]).sum().backward()
     held = {name: value for name, value in start.named_tensors().items() if value.is_floating_point()}
     gradients = {"x": x, **{f"start {name}": value for name, value in held.items() if value.numel()}}
     gradients |= dict(machine.named_parameters())

@@ -222,7 +222,9 @@ def transformed(call: Callable[[Tensor], Tensor]) -> dict[str, Callable[[Tensor]
 
     def dual(q: Tensor) -> Tensor:
         with forward_ad.dual_level():
-            return forward_ad.unpack_dual(call(forward_ad.make_dual(q, q.cos()))).tangent
+            tangent = forward_ad.unpack_dual(call(forward_ad.make_dual(q, q.cos()))).tangent
+        assert tangent is not None
+        return tangent
 
     return {
         "vmap": lambda q: torch.func.vmap(call)(torch.stack([q, q.cos()])),
@@ -249,7 +251,7 @@ def test_function_transforms_take_chunked(op: str, transform: str) -> None:
 @pytest.mark.parametrize("op", ["window", "scan"])
 def test_a_traced_kernel_reads_its_input(op: str) -> None:
     q = torch.randn(2, 7, 2, 4, generator=torch.Generator().manual_seed(1))
-    traced = torch.jit.trace(lambda q: CALLS[op](q, "native"), q, check_trace=False)
+    traced: Any = torch.jit.trace(lambda q: CALLS[op](q, "native"), q, check_trace=False)
     torch.testing.assert_close(traced(q.cos()), CALLS[op](q.cos(), "native"))
 
 

@@ -54,7 +54,7 @@ def test_token_bits_are_the_models_cross_entropy() -> None:
 def test_token_bits_do_not_depend_on_the_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = np.random.default_rng(0).integers(256, size=60)
     whole = token_bits(Stream(text_model()), tokens)
-    monkeypatch.setattr(streaming.text, "LONGEST_PIECE", 7)
+    monkeypatch.setattr("ssmn.streaming.text.LONGEST_PIECE", 7)
     np.testing.assert_allclose(token_bits(Stream(text_model()), tokens), whole, atol=1e-4)
 
 
@@ -90,7 +90,7 @@ def test_results_come_before_more_is_waited_for() -> None:
 
 
 def test_the_input_is_not_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming.source, "READ_BYTES", 64)
+    monkeypatch.setattr("ssmn.streaming.source.READ_BYTES", 64)
     source, answered, ahead = Drip(b"0123456789abcde\n" * 100, 64), 0, 0
     for line in line_surprise(Stream(text_model()), BYTES, source):
         answered += line.bytes
@@ -101,7 +101,7 @@ def test_the_input_is_not_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("tokenizer", [BYTES, Tokenizer.train_bpe(["ab äß"], 258)], ids=["bytes", "bpe"])
 def test_an_endless_line_is_read_in_pieces(monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer) -> None:
-    monkeypatch.setattr(streaming.source, "READ_BYTES", 10)
+    monkeypatch.setattr("ssmn.streaming.source.READ_BYTES", 10)
     model = text_model(vocab_size=tokenizer.vocab_size)
     text = "äß" * 20 + "\nab"
     lines = lines_of(text, Stream(model), tokenizer)
@@ -162,7 +162,7 @@ def test_rows_give_the_models_output() -> None:
 def test_rows_in_drips_and_many_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     data = b"".join(b"%d,%d\n" % (n % 7, n % 3) for n in range(50))
     whole = [row.values for row in predictions_of(data)]
-    monkeypatch.setattr(streaming.source, "PIECE", 8)
+    monkeypatch.setattr("ssmn.streaming.source.PIECE", 8)
     dripped = row_predictions(Stream(row_model()), RowReader(Drip(data, 5), 2))
     torch.testing.assert_close(torch.tensor([row.values for row in dripped]), torch.tensor(whole))
 

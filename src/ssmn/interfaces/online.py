@@ -15,7 +15,7 @@ from zlib import crc32
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.linalg.blas import dger
+from scipy.linalg import get_blas_funcs
 
 from ssmn.config import SSMNConfig
 from ssmn.engine import Engine
@@ -31,6 +31,9 @@ CLIP = 8.0
 
 SETTLED = 30
 """Values after which a column knows what is usual for it."""
+
+_RANK_ONE: Any = get_blas_funcs("ger", dtype=np.float64)
+"""A + α x yᵀ in place, of float64."""
 
 _TINY = 1e-300
 
@@ -138,7 +141,7 @@ class PlasticReadout:
 
     def _take_off(self, gain: Array, size: float) -> None:
         """P − g gᵀ / s, in one pass and in place."""
-        self.inverse = dger(-1.0 / size, gain, gain, a=self.inverse, overwrite_a=True)
+        self.inverse = _RANK_ONE(-1.0 / size, gain, gain, a=self.inverse, overwrite_a=True)
 
     def _restart(self, features: int) -> None:
         """P = I / ridge; column by column, as BLAS updates it in place."""

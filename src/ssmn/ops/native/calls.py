@@ -45,7 +45,11 @@ def converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def nothing_watches(*tensors: Tensor | None) -> bool:
     """Whether a kernel may run without a custom op around it: nothing is traced, and nothing asks for a gradient."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack():
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._len_torch_dispatch_stack()
+    ):
         return False
     tracked = torch.is_grad_enabled()
     return not any(x is not None and (type(x) not in _PLAIN or (tracked and x.requires_grad)) for x in tensors)

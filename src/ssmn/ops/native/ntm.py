@@ -158,8 +158,8 @@ def _ntm_gradients_like(
 
 @_ntm_backward.register_fake
 def _(*arguments):
-    gates, active, _, d_reads, *finals = arguments[10:17]
-    return _ntm_gradients_like(gates, active, *finals, d_reads)
+    gates, active, _, d_reads, d_memory, d_weighting, d_cell = arguments[10:17]
+    return _ntm_gradients_like(gates, active, d_memory, d_weighting, d_cell, d_reads)
 
 
 def _save_ntm(ctx, inputs, output):
