@@ -6,6 +6,7 @@ import ctypes
 
 import torch
 from torch import Tensor
+from torch._library.custom_ops import CustomOpDef
 from torch.autograd import forward_ad
 
 from ssmn import native
@@ -91,3 +92,15 @@ def checked_streams(op: str, rows: int, time: int, cu_seqlens: Tensor | None) ->
     if cu_seqlens is not None:
         check_bounds(op, cu_seqlens, time)
     return streams_of(rows, cu_seqlens)
+
+
+def only_first_derivatives(backward: CustomOpDef) -> None:
+    """Lets a custom op that computes gradients say so, and the way out, where its own gradient is asked for."""
+
+    def refuse(ctx: object, *_: Tensor) -> None:
+        raise BackendError(
+            "native: the compiled kernels have first derivatives alone; for second ones compute the first with "
+            "backend='chunked', or within ssmn.ops.use_backend('chunked')."
+        )
+
+    backward.register_autograd(refuse)

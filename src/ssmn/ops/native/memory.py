@@ -7,7 +7,15 @@ from torch import Tensor
 
 from ssmn import native
 from ssmn.config import UpdateRule
-from ssmn.ops.native.calls import checked_streams, dense, empty_like, optional_like, run, streams_of
+from ssmn.ops.native.calls import (
+    checked_streams,
+    dense,
+    empty_like,
+    only_first_derivatives,
+    optional_like,
+    run,
+    streams_of,
+)
 
 _RULES: dict[UpdateRule, int] = {"hebbian": 0, "delta": 1, "erase": 2}
 _STORED = (torch.float32, torch.bfloat16)
@@ -184,6 +192,9 @@ def _gradients_like(
 @_memory_backward.register_fake
 def _(q, k, v, eta, log_decay, erase, mask, reset, cu_seqlens, initial_state, rule, states, d_o, d_u, d_final):
     return _gradients_like(q, k, v, eta, log_decay, erase, initial_state)
+
+
+only_first_derivatives(_memory_backward)
 
 
 def _save_memory(ctx, inputs, output):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ssmn import native
-from ssmn.ops.native.calls import dense, empty_like, nothing_watches, run
+from ssmn.ops.native.calls import dense, empty_like, nothing_watches, only_first_derivatives, run
 
 
 def turing_machine(
@@ -160,6 +160,9 @@ def _ntm_gradients_like(
 def _(*arguments):
     gates, active, _, d_reads, d_memory, d_weighting, d_cell = arguments[10:17]
     return _ntm_gradients_like(gates, active, d_memory, d_weighting, d_cell, d_reads)
+
+
+only_first_derivatives(_ntm_backward)
 
 
 def _save_ntm(ctx, inputs, output):

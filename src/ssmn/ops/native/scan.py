@@ -12,6 +12,7 @@ from ssmn.ops.native.calls import (
     dense,
     empty_like,
     nothing_watches,
+    only_first_derivatives,
     optional_like,
     run,
     streams_of,
@@ -99,6 +100,9 @@ def _scan_gradients_like(
 @_scan_backward.register_fake
 def _(a, mask, reset, cu_seqlens, initial_state, h, d_h, d_final):
     return _scan_gradients_like(a, cu_seqlens, initial_state, h)
+
+
+only_first_derivatives(_scan_backward)
 
 
 def _save_scan(ctx, inputs, output):

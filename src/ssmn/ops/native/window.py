@@ -12,6 +12,7 @@ from ssmn.ops.native.calls import (
     dense,
     empty_like,
     nothing_watches,
+    only_first_derivatives,
     optional_like,
     run,
     streams_of,
@@ -150,6 +151,9 @@ def _(
     o, lse, d_o, d_final_keys, d_final_values,
 ):  # fmt: skip
     return (*empty_like(q, k, v), *[optional_like(x, lse) for x in (ring_keys, ring_values, sinks)])
+
+
+only_first_derivatives(_window_attention_backward)
 
 
 def _save_attention(ctx, inputs, output):
