@@ -8,6 +8,7 @@ state), from a state that is not zero.
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,7 @@ def assert_identical(got: Mapping[str, Tensor], want: Mapping[str, Tensor]) -> N
         assert torch.equal(got[name].nan_to_num(99.0), reference.nan_to_num(99.0)), f"{name} differs"  # NaN = missing
 
 
-class Subject:
+class Subject(ABC):
     """A stateful module: how to call it, what to feed it, and what its state and weights are."""
 
     name: str
@@ -89,15 +90,17 @@ class Subject:
     def weights(self) -> Inputs:
         return {}
 
+    @abstractmethod
     def inputs(self, batch: int, time: int, seed: int = 1) -> Inputs:
         """Tensors [B, T, ..] by argument name."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fresh(self, batch: int) -> State:
-        raise NotImplementedError
+        """The state that streams begin with."""
 
+    @abstractmethod
     def call(self, inputs: Inputs, state: State, **steps: Any) -> tuple[Tensor, State]:
-        raise NotImplementedError
+        """Reads the inputs."""
 
     def run(self, inputs: Inputs, state: State, **steps: Any) -> tuple[Tensor, State]:
         with ops.use_backend(self.backend):

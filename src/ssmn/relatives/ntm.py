@@ -295,7 +295,7 @@ class NeuralTuringMachine(nn.Module):
         state = replace(state, weighting=weighting)
         dtype = driven.dtype
         weights = (self.recurrent.weight.to(dtype).mT, self.emit.weight.to(dtype).mT, self.emit.bias.to(dtype))
-        if dtype == torch.float64 or choose_backend("ntm", "auto", driven) != "native":
+        if choose_backend("ntm", "auto", driven) != "native":
             return self._loop(driven, *weights, state, home, mask, reset, frozen)
         held = (state.memory, state.weighting, state.hidden, state.cell)
         controls, reads, held = native.turing_machine(

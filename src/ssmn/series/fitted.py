@@ -212,9 +212,8 @@ def averaged(weights: Array, shorter: Array, context: int, shift: Shift) -> Arra
     """
     begin = len(weights) - len(shorter)
     values = shorter[: context - begin]
-    if (
-        shift == "mean"
-    ):  # the shorter window's mean is none of the longer's: with weights that sum to 1 it does not count
+    if shift == "mean":
+        # The shorter window's mean is none of the longer's; with weights that sum to 1 it does not count.
         values = values + (1 - values.sum(0)) / len(values)
     mean = weights / 2
     mean[begin:context] += values / 2
