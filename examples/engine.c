@@ -24,6 +24,7 @@
 typedef struct image_header {
     char magic[8];
     char version[24];
+    int64_t interface;
     int64_t engine_bytes;
     int64_t layer_bytes;
     int64_t weight_bytes;
@@ -67,7 +68,8 @@ static ssmn_engine open_image(const char* path) {
     must_read(file, &header, sizeof header);
     if (memcmp(header.magic, "SSMNimg", 8) != 0) stop("this is no image");
     header.version[sizeof header.version - 1] = 0;
-    if (strcmp(header.version, ssmn_version()) != 0 || header.engine_bytes != sizeof(ssmn_engine) ||
+    if (strcmp(header.version, ssmn_version()) != 0 || header.interface != SSMN_INTERFACE ||
+        ssmn_interface() != SSMN_INTERFACE || header.engine_bytes != sizeof(ssmn_engine) ||
         header.layer_bytes != sizeof(ssmn_engine_layer))
         stop("the image is of another version of the library; write it again");
     must_read(file, &engine, sizeof engine);

@@ -58,12 +58,13 @@ def test_a_bad_image_is_refused(program: Path, tmp_path: Path) -> None:
     path = tmp_path / "model.image"
     Engine(model_of(CONFIGS["delta"])).save_image(path)
     whole = path.read_bytes()
-    header, middle = 64, len(whole) // 2
+    header, interface, middle = 72, 32, len(whole) // 2
     for spoilt, words in (
         (b"", "cut short"),
         (whole[:middle], "cut short"),
         (b"safetens" + whole[8:], "no image"),
         (whole.replace(b"0.1.0", b"0.0.9", 1), "another version"),
+        (whole[:interface] + bytes([whole[interface] ^ 1]) + whole[interface + 1 :], "another version"),
         (whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :], "damaged"),
         (whole[: header + 3 * 8] + bytes([whole[header + 3 * 8] ^ 1]) + whole[header + 3 * 8 + 1 :], "damaged"),
     ):

@@ -33,7 +33,7 @@ from ssmn.config import (
 )
 from ssmn.errors import ConfigError, DtypeError, FileError, RangeError
 from ssmn.files import BFLOAT16, Origin, PathLike, Tensors, load_weights, model_fingerprint, read_config
-from ssmn.native import EngineLayer, EngineSizes, Matrix, library
+from ssmn.native import INTERFACE, EngineLayer, EngineSizes, Matrix, library
 
 FORMATS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3}
 QUANTISED = ("int8", "int4")
@@ -140,8 +140,8 @@ class Packed:
         sizes.busy = 0
         parts = [bytes(sizes), bytes(self.layers), self.arena[: sizes.workspace].tobytes()]
         checksum = functools.reduce(lambda sum_, part: zlib.crc32(part, sum_), parts, 0)
-        lengths = (ctypes.sizeof(EngineSizes), ctypes.sizeof(EngineLayer), sizes.workspace)
-        return [struct.pack("<8s24s4q", b"SSMNimg", __version__.encode(), *lengths, checksum), *parts]
+        numbers = (INTERFACE, ctypes.sizeof(EngineSizes), ctypes.sizeof(EngineLayer), sizes.workspace)
+        return [struct.pack("<8s24s5q", b"SSMNimg", __version__.encode(), *numbers, checksum), *parts]
 
     def vector(self, offset: int, count: int, dtype: Any = np.float32) -> NDArray[Any]:
         """A view of `count` numbers of the arena."""
