@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 from typing import get_args
 
@@ -152,6 +153,8 @@ def check_range(op: str, name: str, tensor: Tensor, low: float, high: float) -> 
         if all(low <= value <= high for value in few.tolist()):
             return
     least, most = torch.aminmax(tensor.detach())
+    if math.isnan(least):
+        raise RangeError(f"{op}: {name} is NaN, as the input or a weight may be; wanted [{low:g}, {high:g}].")
     if not (low <= float(least) and float(most) <= high):
         raise RangeError(f"{op}: {name} lies in [{float(least):g}, {float(most):g}]; wanted [{low:g}, {high:g}].")
 

@@ -216,7 +216,8 @@ class HopfieldLookup(nn.Module):
 
 def initial_beta(owner: str, hidden_dim: int, num_heads: int, beta: float | None) -> nn.Parameter:
     """The logarithm of β [H] where it starts, after a check of the heads."""
-    divides = hidden_dim >= 1 and num_heads >= 1 and hidden_dim % num_heads == 0
+    check_setting(owner, "hidden_dim", hidden_dim, hidden_dim >= 1, "at least 1")
+    divides = num_heads >= 1 and hidden_dim % num_heads == 0
     check_setting(owner, "num_heads", num_heads, divides, f"a divisor of hidden_dim={hidden_dim}")
     start = math.sqrt(hidden_dim / num_heads) if beta is None else beta
     check_setting(owner, "beta", beta, 0 < start < math.inf, "a finite inverse temperature above 0, or None")
