@@ -116,6 +116,18 @@ def test_a_wide_table_is_shown_in_parts_that_fit() -> None:
     assert len(report.fitting(table, 1)) == 2  # a part has at least one column of figures, however wide
 
 
+def test_the_parts_of_a_table_are_alike() -> None:
+    table = report.Table("", ["model", *"abcd"], [["ssmn", *["0.1234"] * 4]], texts=1)
+    assert [part.head for part in report.fitting(table, 35)] == [["model", "a", "b"], ["model", "c", "d"]]
+
+
+def test_columns_are_as_wide_as_there_is_room_for() -> None:
+    table = report.Table("", ["name of a run", "bits per byte"], [["a long name of some run", "1.687"]], texts=1)
+    assert report.column_widths(table, 80) == [23, 13]
+    assert report.column_widths(table, 32) == [16, 10]  # the name takes half and is broken, and so is the head
+    assert report.column_widths(table, 1) == [1, 5]  # figures are never broken
+
+
 def test_records_have_the_machines_floors() -> None:
     record = bench.run("seed-table", floors=FLOORS, lengths=[9], window=3, repeats=1)
     assert record["kernels"] == native.status().kernels

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Generator, Mapping
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from ssmn.bench import quality, report
 from ssmn.bench.quality.frame import Options, Part, Result, Run, Stopped, Workplace, finished, work
 from ssmn.bench.report import Table
 from ssmn.errors import FileError, RangeError
+
+MEASURED = Path(__file__).parents[1] / "experiments" / "quality"
 
 
 class Toy:
@@ -106,3 +110,26 @@ def test_ctrl_c_ends_the_whole_benchmark(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setitem(quality.PARTS, "toy", Part("toy", "", toy.runs, interrupt, toy.tables))
     assert quality.measure_quality(["toy"], out=str(tmp_path)) == {"parts": {"toy": {}}, "complete": False}
+
+
+@pytest.mark.parametrize("part", [part for part in quality.PARTS if (MEASURED / part).is_dir()])
+def test_every_row_of_a_table_is_named_by_its_first_columns(part: str) -> None:
+    runs = finished(quality.PARTS[part], MEASURED)
+    assert runs
+    for table in quality.PARTS[part].tables(runs):
+        names = [tuple(row[: table.texts]) for row in table.rows]
+        assert len(set(names)) == len(names) > 0, table.title
+        for piece in report.fitting(table, 78):
+            assert len(set(piece.head[table.texts :])) == len(piece.head) - table.texts, table.title
+
+
+def test_the_report_is_legible_at_eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    command = [sys.executable, "-m", "ssmn", "bench", "family", "--report", "--out", str(MEASURED)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, encoding="utf-8").stdout
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    heads = [line.split() for line in shown.splitlines() if line.startswith("  memory ")]
+    assert len(heads) > 1
+    assert sum("copy" in head for head in heads) == 1
+    assert "where each run's file names its machine and commit" in " ".join(shown.split())

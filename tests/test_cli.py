@@ -66,6 +66,14 @@ def test_help_has_an_example(run: Runner, words: tuple[str, ...]) -> None:
         assert "Example: ssmn " + " ".join(words) in out
 
 
+def test_paragraphs_of_the_help_fill_the_width(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 100)
+    lines = [line.strip() for line in run("generate", "--help").splitlines()]
+    first = next(number for number, line in enumerate(lines) if line.startswith("With --state the stream goes on"))
+    assert all(len(line) > 85 for line in lines[first : first + 2])
+    assert 'ssmn generate "The memory" --seed 0' in lines  # an example keeps its lines
+
+
 def test_the_overview_names_every_verb_and_loads_nothing_heavy() -> None:
     script = "import sys; from ssmn.cli import main; main(['--help']); print(*sorted(sys.modules))"
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import subprocess
@@ -22,6 +23,7 @@ from ssmn.errors import BackendError, RangeError
 from ssmn.models import SSMN, TextSSMN
 from ssmn.native import NativeStatus
 from ssmn.ops import backend_status
+from ssmn.state import StreamState
 
 needs_native = pytest.mark.skipif(
     backend_status()["native"] is not None, reason=backend_status()["native"] or "native runs"
@@ -360,3 +362,35 @@ def test_second_derivatives_are_refused_with_the_way_out(op: str) -> None:
     (first,) = torch.autograd.grad(CALLS[op](q, "chunked").square().sum(), q, create_graph=True)
     (second,) = torch.autograd.grad(first.square().sum(), q)
     assert second.isfinite().all() and second.any()
+
+
+@pytest.mark.parametrize("kind", ["standard", "text"])
+def test_whole_models_are_exported_with_a_state_in_and_out(kind: str) -> None:
+    model: SSMN | TextSSMN
+    if kind == "standard":
+        model, x = SSMN(SSMNConfig(input_dim=5, output_dim=3, **STACK)), torch.randn(2, 11, 5)
+    else:
+        model, x = TextSSMN(TextSSMNConfig(vocab_size=19, semantic_encoder=True, **STACK)), torch.randint(19, (2, 11))
+    with torch.no_grad():
+        state, (want, want_final) = model(x)[1], model(x, model(x)[1])
+    program = torch.export.export(model, (x, state))
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    for exported in (program, torch.export.load(file)):
+        got, final = exported.module()(x, state)
+        assert torch.equal(got, want)
+        assert isinstance(final, StreamState)
+        assert final.diff(want_final).identical
+
+
+def test_an_exported_model_may_have_a_free_number_of_streams() -> None:
+    model, x = SSMN(SSMNConfig(input_dim=5, output_dim=3, **STACK)), torch.randn(3, 4, 5)
+    state = model.init_state(3)
+    shapes = torch.export.ShapesCollection()
+    for tensor in (x, *state.named_tensors().values()):
+        shapes[tensor] = {0: torch.export.Dim.DYNAMIC}
+    program = torch.export.export(model, (x, state), dynamic_shapes=shapes)
+    for streams in (1, 2, 7):
+        x = torch.randn(streams, 4, 5)
+        assert torch.equal(program.module()(x, model.init_state(streams))[0], model(x)[0])

@@ -16,16 +16,19 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten, treespec_dumps, treespec_loads
 
 from fakes import FakeConfig, FakeModel, random_state
 from ssmn import state as state_module
 from ssmn.errors import DtypeError, FileError, RangeError, ShapeError, StateError
 from ssmn.files import read_file, write_file
+from ssmn.relatives.hopfield.memory import HopfieldState
 from ssmn.state import (
     EncoderState,
     FieldSpec,
     Origin,
     PlasticState,
+    ReadoutState,
     State,
     StreamState,
     WindowState,
@@ -219,6 +222,19 @@ def test_states_pass_through_torch_compile_without_a_break(model: FakeModel, sta
     assert max(entry.relative for entry in after.diff(other)) <= 1e-5
 
 
+def test_states_are_trees_of_their_tensors(state: StreamState) -> None:
+    doubled = tree_map(lambda tensor: 2 * tensor, state)
+    assert isinstance(doubled, StreamState)
+    assert doubled.diff(state.map(lambda tensor: 2 * tensor)).identical
+    leaves, spec = tree_flatten(state)
+    assert {id(leaf) for leaf in leaves} == {id(tensor) for tensor in state.named_tensors().values()}
+    assert tree_unflatten(leaves, spec).diff(state).identical
+    assert treespec_loads(treespec_dumps(spec)) == spec
+    learned = ReadoutState(*(torch.rand(2, *shape) for shape in ((4, 3), (4,), (3,))))
+    assert len(tree_flatten(learned)[0]) == 3  # the absent moment is no leaf
+    assert tree_map(torch.clone, learned).moment is None
+
+
 # Files.
 
 
@@ -341,6 +357,9 @@ def test_files_that_are_no_states(model: FakeModel, state: StreamState, tmp_path
         ({"layers.1.memory": np.zeros((3, 2, 3, 4), "f2")}, {}, "has dtype float16; wanted float32 or float64"),
         ({"position": np.zeros(3, "f4")}, {}, "position has dtype float32; wanted int64"),
         ({"position": np.array([1, -1, 2])}, {}, "position is negative"),
+        ({"layers.0.position": np.array([7, 6, 8])}, {},
+         "row 1 is at step 7 by position but at step 6 by layers.0.position; wanted the same; go back to an earlier"),
+        ({"position": np.array([7, 7, 9])}, {}, "row 2 is at step 9 by position but at step 7 by layers.0.position"),
         ({}, {"layout": None}, "lacks a sound layout, fingerprint or config"),
         ({}, {"layout": {"front": 1, "layers": [], "head": None}}, "lacks a sound layout"),
         ({}, {"fingerprint": 3}, "lacks a sound layout, fingerprint or config"),
@@ -362,6 +381,19 @@ def test_sound_files_with_wrong_content_are_refused(
     write_file(tmp_path / "a", merged, {**header, **fields})
     with pytest.raises(FileError, match=message):
         StreamState.load(tmp_path / "a", model)
+
+
+def test_an_emptied_memory_may_lag_behind_its_stream_but_not_be_ahead(tmp_path: Path) -> None:
+    ring, position = torch.rand(2, 3, 1, 4), torch.tensor([5, 8])
+    pattern = HopfieldState(ring, ring, position, torch.rand(2, 4))
+    state, origin = StreamState(None, (pattern,), None, position), Origin("0" * 64, {"kind": "none"})
+    for sound in (state, state.reset_memory()):
+        write_state_file(tmp_path / "a", sound, origin)
+        assert read_state_file(tmp_path / "a")[0].diff(sound).identical
+    ahead = dataclasses.replace(pattern, position=torch.tensor([5, 9]))
+    write_state_file(tmp_path / "a", dataclasses.replace(state, layers=(ahead,)), origin)
+    with pytest.raises(FileError, match=r"row 1 is at step 8 by position but at step 9 by layers.0.* wanted no more"):
+        read_state_file(tmp_path / "a")
 
 
 def check_injured_states(folder: Path, runs: int) -> None:

@@ -1,7 +1,9 @@
 // What an engine has around its layers for series: an engine without layers against plain loops in double precision,
 // with gaps, clocks, unknown targets and every head and read-out; and sequences and batches against steps.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <limits>
 #include <memory>
 #include <new>
@@ -48,9 +50,7 @@ Data cut(const Data& all, const Settings& s, int64_t only, int64_t from, int64_t
         for (int64_t t = from; t < to; ++t)
             for (int64_t n = 0; n < kStreams; ++n)
                 if (only < 0 || n == only)
-                    into.insert(
-                        into.end(), source.begin() + (t * kStreams + n) * width,
-                        source.begin() + (t * kStreams + n + 1) * width);
+                    std::copy_n(source.begin() + (t * kStreams + n) * width, width, std::back_inserter(into));
     };
     take(all.x, kColumns, part.x);
     take(all.elapsed, 1, part.elapsed);

@@ -1,7 +1,8 @@
 """Stream states as values: the kinds, the verbs that every state has, and their files.
 
 A state is a frozen dataclass of tensors, batch on axis 0; all zeros is a fresh one. Nothing ever
-writes into a state: each verb returns a new one.
+writes into a state: each verb returns a new one. To torch it is a tree of its tensors, so it goes in and out of what
+`torch.export` exports, and through `torch.func`.
 """
 
 from __future__ import annotations
@@ -205,10 +206,18 @@ def register_state(kind: str) -> Callable[[StateClass], StateClass]:
     def register(cls: StateClass) -> StateClass:
         if _KINDS.setdefault(kind, cls) is not cls:
             raise StateError(f"register_state: kind={kind!r} is taken by {_KINDS[kind].__name__}; choose another name.")
-        cls.kind, cls.specs = kind, _specs(cls)
+        if cls.__dict__.get("kind") != kind:
+            cls.kind, cls.specs = kind, _specs(cls)
+            _register_tree(cls)
         return cls
 
     return register
+
+
+def _register_tree(cls: type[State]) -> None:
+    """Makes a state a tree of its tensors to `torch.export`, `torch.func` and `torch.utils`."""
+    torch.export.register_dataclass(cls, serialized_type_name=f"ssmn.{cls.kind}")
+    torch.serialization.add_safe_globals([cls])  # plain data: an exported program is loaded with its examples
 
 
 def _specs(cls: type[State]) -> dict[str, FieldSpec]:
@@ -424,7 +433,8 @@ class StreamState(State):
             The state, on the model's device.
 
         Raises:
-            FileError: The file is missing, damaged, no state, or holds values that are not finite.
+            FileError: The file is missing, damaged, no state, holds values that are not finite, or its parts disagree
+                about the position.
             StateError: The file belongs to another model; the first difference is named.
         """
         state, origin = read_state_file(path)
@@ -434,6 +444,9 @@ class StreamState(State):
             way_out = "use the model that the state was saved with, or pass allow_other_weights=True"
             origin.require("load", origin_of(model), names=(str(path), "the model"), way_out=way_out)
         return state.to(_require_fit("load", state, model, str(path)).position.device)
+
+
+_register_tree(StreamState)
 
 
 def origin_of(model: StatefulModel) -> Origin:
@@ -486,8 +499,8 @@ def read_state_file(path: PathLike) -> tuple[StreamState, Origin]:
     """Reads a state without a model, and the origin that it names.
 
     Raises:
-        FileError: The file is missing, damaged, no state, of an unknown kind, or its tensors are not
-            what the kinds ask for.
+        FileError: The file is missing, damaged, no state, of an unknown kind, its tensors are not what the kinds
+            ask for, or its parts disagree about the position.
     """
     arrays, header = read_file(path, kind="state")
     tensors = {name: from_numpy(array) for name, array in arrays.items()}
@@ -531,6 +544,8 @@ def read_state_file(path: PathLike) -> tuple[StreamState, Origin]:
     )
     if tensors:
         raise FileError(f"load: {path} has a tensor {min(tensors)!r} that no part of the state wants; save it again.")
+    for prefix, child in state.children():
+        _check_position(path, prefix, child, position)
     return state, Origin(mark, config)
 
 
@@ -673,6 +688,22 @@ def _check_tensor(path: PathLike, name: str, tensor: Tensor, spec: FieldSpec, le
         raise FileError(f"load: {path}: {name} is negative; wanted positions from 0 on; save the state again.")
     if _not_finite({name: tensor}):
         raise FileError(f"load: {path}: {name} has NaN or infinite values; go back to an earlier file of this stream.")
+
+
+def _check_position(path: PathLike, prefix: str, child: State, position: Tensor) -> None:
+    """A part has counted no more steps than the stream, and a window all of them; an emptied memory counts anew."""
+    counted = child.named_tensors().get("position")
+    if counted is None:
+        return
+    exactly = isinstance(child, WindowState)
+    wrong = (counted != position if exactly else counted > position).nonzero()[:, 0].tolist()
+    if wrong:
+        row = wrong[0]
+        raise FileError(
+            f"load: {path}: row {row} is at step {position[row]} by position but at step {counted[row]} by "
+            f"{prefix}.position; wanted {'the same' if exactly else 'no more'}; "
+            "go back to an earlier file of this stream."
+        )
 
 
 def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:

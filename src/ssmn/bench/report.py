@@ -12,7 +12,7 @@ from ssmn.bench.figures import Figure, advantages, figures_of
 
 @dataclass(frozen=True)
 class Table:
-    """A title, a head and rows of text; the first `texts` columns are words, the others numbers."""
+    """A title, a head and rows of text; the first `texts` columns say what a row is of, the others are its figures."""
 
     title: str
     head: Sequence[str]
@@ -21,25 +21,49 @@ class Table:
     texts: int = 2
 
 
-def fitting(table: Table, width: int) -> list[Table]:
-    """The table in as many as it takes for each to be at most `width` characters wide; the words stand in all of them.
+GAP = 3
+"""Characters between two columns."""
 
-    A column is as wide as its longest cell or the longest word of its head, and three more characters.
-    """
-    cells = [[*name.split(), *(row[i] for row in table.rows)] for i, name in enumerate(table.head)]
-    wide = [3 + max(map(len, column), default=0) for column in cells]
-    words = list(range(table.texts))
-    groups = [list(words)]
-    for column in range(table.texts, len(table.head)):
-        if len(groups[-1]) > len(words) and sum(wide[i] for i in groups[-1]) + wide[column] > width:
-            groups.append(list(words))
-        groups[-1].append(column)
+
+def fitting(table: Table, width: int) -> list[Table]:
+    """The table in as few parts as are at most `width` wide, and about alike; each says what its rows are of."""
+    least = _least_widths(table, width)
+    fewest = len(_groups(least, table.texts, width))
+    narrowest = next(w for w in range(1, width + 1) if len(_groups(least, table.texts, w)) == fewest)
+    groups = _groups(least, table.texts, narrowest)
     parts = []
     for index, group in enumerate(groups):
         head, rows = [table.head[i] for i in group], [[row[i] for i in group] for row in table.rows]
         caption = table.caption if index == len(groups) - 1 else ""
         parts.append(Table(table.title if index == 0 else "", head, rows, caption, table.texts))
     return parts
+
+
+def _groups(widths: Sequence[int], texts: int, width: int) -> list[list[int]]:
+    """Columns side by side, the first `texts` in every group: as many as fit, and at least one figure."""
+    groups = [list(range(texts))]
+    for column in range(texts, len(widths)):
+        taken = sum(widths[i] + GAP for i in [*groups[-1], column])
+        if len(groups[-1]) > texts and taken > width:
+            groups.append(list(range(texts)))
+        groups[-1].append(column)
+    return groups
+
+
+def column_widths(table: Table, width: int) -> list[int]:
+    """Characters for each column of a table that fits `width`; heads are broken only where they must be."""
+    widths = _least_widths(table, width)
+    for column, name in enumerate(table.head):
+        spare = width - sum(taken + GAP for taken in widths)
+        widths[column] += max(0, min(len(name) - widths[column], spare))
+    return widths
+
+
+def _least_widths(table: Table, width: int) -> list[int]:
+    """The longest cell or word of the head; what a row is of may be broken, if it takes more than half of `width`."""
+    cells = [[*name.split(), *(row[i] for row in table.rows)] for i, name in enumerate(table.head)]
+    longest = [max(map(len, column), default=0) for column in cells]
+    return [max(1, min(most, width // 2) if i < table.texts else most) for i, most in enumerate(longest)]
 
 
 def tables(record: Mapping[str, Any]) -> list[Table]:

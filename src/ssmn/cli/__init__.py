@@ -10,7 +10,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Annotated
+from inspect import cleandoc
+from typing import Annotated, Any
 
 import typer
 
@@ -83,6 +84,15 @@ def app_for(verb: str | None) -> typer.Typer:
     return app
 
 
+def _reflow(command: Any) -> None:
+    """Joins the lines of every paragraph of the help, which are broken anew where it is shown; examples stay."""
+    paragraphs = cleandoc(command.help or "").split("\n\n")
+    joined = (part if part.startswith("\b") else " ".join(part.split()) for part in paragraphs)
+    command.help = "\n\n".join(joined)
+    for sub in getattr(command, "commands", {}).values():
+        _reflow(sub)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code.
 
@@ -102,7 +112,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         words.remove(_DEBUG)
     verb = next((word for word in words if not word.startswith("-")), None)
     try:
-        typer.main.get_command(app_for(verb))(args=words, prog_name="ssmn")
+        command: Any = typer.main.get_command(app_for(verb))
+        _reflow(command)
+        command(args=words, prog_name="ssmn")
         return 0
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)

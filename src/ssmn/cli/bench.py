@@ -277,7 +277,10 @@ def quality(
     shown = tables(record["results"])
     for table in shown:
         _print_table(console, table)
-    console.print(report.floors(record), highlight=False)
+    if report_only:
+        console.print(f"Read from {out}, where each run's file names its machine and commit.", highlight=False)
+    else:
+        console.print(report.floors(record), highlight=False)
     if json is not None:
         bench.save(record, json)
     if markdown is not None:
@@ -404,16 +407,19 @@ def _print_table(console: Console, table: Table) -> None:
 
     from ssmn.bench import report
 
-    for part in report.fitting(table, console.width - 2):
-        drawn = Drawn(
-            box=SIMPLE_HEAD, title=part.title or None, title_justify="left", title_style="bold",
-            caption=part.caption or None, caption_justify="left",
-        )  # fmt: skip
-        for index, name in enumerate(part.head):
-            drawn.add_column(name, justify="left" if index < part.texts else "right")
+    width = max(1, console.width - 2)  # less the edges of the drawn table
+    for part in report.fitting(table, width):
+        if part.title:
+            console.print(part.title, style="bold", markup=False, highlight=False)
+        drawn = Drawn(box=SIMPLE_HEAD)
+        for index, (name, taken) in enumerate(zip(part.head, report.column_widths(part, width), strict=True)):
+            drawn.add_column(name, justify="left" if index < part.texts else "right", width=taken, overflow="fold")
         for whole, row in zip(table.rows, part.rows, strict=True):
             drawn.add_row(*row, style="bold red" if "WORSE" in whole else None)
         console.print(drawn)
+    if table.caption:
+        console.print(table.caption, style="italic", markup=False, highlight=False)
+    console.print()
 
 
 def _print_seed_table(console: Console, record: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ssmn.models import TextSSMN
 
 MODEL = Annotated[
-    Path | None, typer.Argument(metavar="[MODEL]", help="Folder of a trained model; the shipped text model if absent.")
+    Path | None, typer.Argument(metavar="MODEL", help="Folder of a trained model; the shipped text model if absent.")
 ]
 TEXT = Annotated[
     str | None,

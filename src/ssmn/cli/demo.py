@@ -46,7 +46,9 @@ FOLDERS = {Demonstration.text: "demo-report", Demonstration.standard: "demo-stan
 def command(
     which: Annotated[
         Demonstration,
-        typer.Argument(help="text: a long text and its memory. standard: a sensor, watched and followed."),
+        typer.Argument(
+            metavar="WHICH", help="text: a long text and its memory. standard: a sensor, watched and followed."
+        ),
     ] = Demonstration.text,
     out: Annotated[
         Path | None,

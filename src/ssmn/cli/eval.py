@@ -24,7 +24,7 @@ Row = dict[str, Any]
 
 
 def command(
-    model: Annotated[Path | None, typer.Argument(help="Folder of a trained model.")] = None,
+    model: Annotated[Path | None, typer.Argument(metavar="MODEL", help="Folder of a trained model.")] = None,
     text: Annotated[Path | None, typer.Option(help="Bits per byte of this text file, or of a folder's.")] = None,
     limit: Annotated[int | None, typer.Option(min=2, help="Read only this many bytes of the text.")] = None,
     task: Annotated[str | None, typer.Option(help="Accuracy on this task; the model's own task if absent.")] = None,

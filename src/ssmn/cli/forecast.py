@@ -28,7 +28,7 @@ _PAST_DRAWN = 3
 
 
 def command(
-    data: Annotated[Path, typer.Argument(help="A CSV or Parquet file, a row per time.")],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="A CSV or Parquet file, a row per time.")],
     target: Annotated[
         list[str] | None, typer.Option("--target", "-t", help="Column to forecast; may be repeated; all if absent.")
     ] = None,

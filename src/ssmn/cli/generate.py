@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 def command(
-    prompt: Annotated[str | None, typer.Argument(help="The text to go on from; standard input if absent.")] = None,
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", help="The text to go on from; standard input if absent.")
+    ] = None,
     model: options.Model = None,
     state: options.StateFile = None,
     batch: Annotated[

@@ -27,7 +27,9 @@ _SHADES = (None, "on grey23", "on dark_blue", "on dark_cyan", "black on dark_ora
 
 
 def command(
-    model: Annotated[Path | None, typer.Argument(help="Folder of a model; the shipped text model if absent.")] = None,
+    model: Annotated[
+        Path | None, typer.Argument(metavar="MODEL", help="Folder of a model; the shipped text model if absent.")
+    ] = None,
     text: Annotated[Path | None, typer.Option(help="The text to read.")] = None,
     state: Annotated[
         Path | None,

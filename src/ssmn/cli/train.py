@@ -21,7 +21,9 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 def command(
-    config: Annotated[str | None, typer.Argument(help="A TOML file, or the name of a shipped configuration.")] = None,
+    config: Annotated[
+        str | None, typer.Argument(metavar="CONFIG", help="A TOML file, or the name of a shipped configuration.")
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the model, the log and the checkpoint.")] = Path(
         "runs/model"
     ),

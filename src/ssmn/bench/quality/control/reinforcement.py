@@ -186,7 +186,7 @@ def tables(finished: Mapping[str, Result]) -> list[Table]:
     titles = ["game", "core", "last", "best rollout", "greedy", "seeds", "steps/s"]
     return [
         Table("POPGym, mean over the seeds", titles, means_of, "mean return, lowest and highest", texts=2),
-        Table("POPGym, every run", head, rows, note, texts=2),
+        Table("POPGym, every run", head, rows, note, texts=4),
     ]
 
 

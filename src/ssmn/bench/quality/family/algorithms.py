@@ -286,7 +286,7 @@ def tables(finished: Mapping[str, Result]) -> list[Table]:
         title = f"{task.replace('-', ' ').capitalize()}: bits per episode"
         caption = "cost in bits (wrong bits), at the end of the training and by size; the LSTM's cost ÷ the NTM's "
         caption += f"at {setting.doubled}: {_factors(chosen, setting.doubled)}"
-        found.append(Table(title, head, rows, caption, texts=1))
+        found.append(Table(title, head, rows, caption, texts=3))
     if "safety" in finished:
         rows = [[name, str(len(seeds))] for name, seeds in finished["safety"]["results"]["not_finite"].items()]
         settings = finished["safety"]["settings"]

@@ -175,7 +175,8 @@ def tables(finished: Mapping[str, Result]) -> list[Table]:
                 rows.append([member, *cells, *_costs(own)])
         head = ["memory", *shown, "parameters", "bytes of memory", "width", "ms per step"]
         caption = "; ".join(f"{task}: {measures[task]}" for task in shown)
-        made.append(Table(title, head, rows, f"{caption}. Mean over seeds (their number), the better learning rate"))
+        caption += ". Mean over seeds (their number), the better learning rate"
+        made.append(Table(title, head, rows, caption, texts=1))
     return made
 
 

@@ -381,7 +381,7 @@ def _recall_table(finished: Mapping[str, Result], what: str, title: str) -> tupl
         "patterns at rest",
     ]  # fmt: skip
     caption = f"all seeds; recalled: at least {GOOD_BITS:.0%} of the bits of a pattern right after convergence"
-    return title, head, rows, caption, 1
+    return title, head, rows, caption, 3
 
 
 def _energy_table(finished: Mapping[str, Result]) -> tuple[Any, ...] | None:
@@ -438,7 +438,7 @@ def _retrieval_table(finished: Mapping[str, Result]) -> tuple[Any, ...] | None:
     )
     settings = chosen[0]["settings"]
     title = f"Retrieval in one update among {settings['patterns']:,} patterns of {settings['features']} features"
-    return title, ["noise", "β", "success", "farthest", "nearest neighbour"], rows, caption, 1
+    return title, ["noise", "β", "success", "farthest", "nearest neighbour"], rows, caption, 2
 
 
 def _ceiling_table(finished: Mapping[str, Result]) -> tuple[Any, ...] | None:

@@ -235,7 +235,7 @@ def tables(finished: Mapping[str, Result]) -> list[Table]:
             "its share",
             "next share",
         ]
-        made.append(Table("A passkey found by attribution", head, rows, "share of trials; |A v| / |read|", texts=2))
+        made.append(Table("A passkey found by attribution", head, rows, "share of trials; |A v| / |read|", texts=3))
     if "theory" in results:
         made += _theory_tables(results["theory"])
     if "cost" in results:
@@ -246,7 +246,8 @@ def tables(finished: Mapping[str, Result]) -> list[Table]:
         ]  # fmt: skip
         head = ["preset", "read, ms", "recorded, ms", "traced, ms", "a record costs, steps", "every for 5 %"]
         steps = max(cost["steps"] for cost in results["cost"].values())
-        made.append(Table(f"What probes cost: {steps:,.0f} tokens in one piece", head, cells, "processor time"))
+        title = f"What probes cost: {steps:,.0f} tokens in one piece"
+        made.append(Table(title, head, cells, "processor time", texts=1))
     return made
 
 
@@ -258,11 +259,11 @@ def _theory_tables(theory: Result) -> list[Table]:
     sums = [[rule, f"{error:.2e}"] for rule, error in theory["sums"].items()]
     head = ["λ", "ln 2 / −ln(1 − λ)", "applied", "probed, η 0", "probed, hebbian", "probed, delta η 0.05"]
     return [
-        Table("Half-life", head, lives, "steps"),
-        Table("Attribution against the read", ["rule", "largest difference"], sums, "float32"),
+        Table("Half-life", head, lives, "steps", texts=1),
+        Table("Attribution against the read", ["rule", "largest difference"], sums, "float32", texts=1),
         Table(
             f"Pairs planted in a memory of {WIDTH} x {WIDTH}",
-            ["rule", "pairs", "effective rank", "saturation", "likeness of the read"], planted, "", texts=1,
+            ["rule", "pairs", "effective rank", "saturation", "likeness of the read"], planted, texts=2,
         ),
     ]  # fmt: skip
 

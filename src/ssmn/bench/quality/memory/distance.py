@@ -167,8 +167,8 @@ def tables(finished: Mapping[str, Result]) -> list[Table]:
     head = ["training", "memory set to", "seed", *(f"{distance:,}" for distance in distances)]
     titles = ["training", "seed", "η of facts", "η of text", "text above 0.1", "above 0.5", "parameters", "state bytes"]
     return [
-        Table("Eight facts after so many tokens of real text", head, rows, "share of right answers", texts=2),
-        Table("How strongly they are written", titles, gates, texts=1),
+        Table("Eight facts after so many tokens of real text", head, rows, "share of right answers", texts=3),
+        Table("How strongly they are written", titles, gates, texts=2),
     ]
 
 

@@ -57,7 +57,7 @@ def tables(finished: Mapping[str, Result]) -> list[Table]:
             cells = ["" if value is None else f"{value:.4f}" for value in found]
             rows.append([case, str(max(rounds)), str(used), *cells])
     head = ["trained on", "rounds trained", "rounds used", *(f"seed {seed}" for seed in seeds)]
-    return [Table("Multi-hop recall with one plastic layer", head, rows, "share of right answers", texts=1)]
+    return [Table("Multi-hop recall with one plastic layer", head, rows, "share of right answers", texts=3)]
 
 
 def _is_of(run: Mapping[str, Any], case: str) -> bool:

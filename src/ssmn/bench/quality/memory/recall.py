@@ -129,7 +129,7 @@ def tables(finished: Mapping[str, Result]) -> list[Table]:
         ])  # fmt: skip
     pairs = next(iter(finished.values()))["settings"]["pairs"]
     head = ["first layer", "width", "rate", "seed", "state bytes", "parameters", *map(str, pairs), "half at step"]
-    return [Table("Recall by number of pairs in 256 tokens", head, rows, "share of right answers", texts=1)]
+    return [Table("Recall by number of pairs in 256 tokens", head, rows, "share of right answers", texts=4)]
 
 
 def drawing(finished: Mapping[str, Result], look: Look) -> Figure | None:

@@ -201,7 +201,7 @@ def tables(finished: Mapping[str, Result]) -> list[Table]:
                 ])  # fmt: skip
         if rows:
             head = ["training", "target", "seed", "threshold", "written", figure, "against all written"]
-            made.append(Table(title, head, rows, texts=1))
+            made.append(Table(title, head, rows, texts=4))
     if "time" in finished:
         results = finished["time"]["results"]
         rows = [[name, *(f"{of.get(str(s), float('nan')):.2f}" if str(s) in of else "" for s in (*SHARES, 0.0))]

@@ -162,7 +162,7 @@ def tables(finished: Mapping[str, Result]) -> list[Table]:
     return [
         Table(title, head, rows, caption),
         Table("ETTh1: what validation chose, and how often the truth is within the interval", chosen_head, chosen,
-              "the network is read only where it lowers the validation error", texts=1),
+              "the network is read only where it lowers the validation error", texts=2),
     ]  # fmt: skip
 
 

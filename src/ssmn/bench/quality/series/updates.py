@@ -232,6 +232,7 @@ def tables(finished: Mapping[str, Result]) -> list[Table]:
                 "estimator", "rows", "µs, median", "CPU µs, median", "µs, best", "error", "resident MB",
                 "growth after a tenth, MB", "on",
             ], rows, f"medians over pieces of {PIECE} rows; error: squared, of the classifier the share of wrong ones",
+            texts=1,
         )
     ] if rows else []  # fmt: skip
     if "many-series" in finished:
@@ -245,6 +246,7 @@ def tables(finished: Mapping[str, Result]) -> list[Table]:
                     f"{found['state_bytes_each']:,}", f"{found['resident_mb']:.0f}", f"{found['error']:.3f}",
                     f"{found['variance']:.3f}",
                 ]],
+                texts=1,
             )
         )  # fmt: skip
     return made
