@@ -65,24 +65,26 @@ def test_partial_fit_is_exact() -> None:
     np.testing.assert_allclose(parts.predict(x), (centred - level) @ weights + target, atol=1e-8)
 
 
-def test_leave_one_out_errors_are_those_of_leaving_one_out() -> None:
+@pytest.mark.parametrize(("rows", "columns"), [(9, 5), (9, 8), (7, 12), (11, 20_000)])
+@pytest.mark.parametrize("strength", [1e-3, 1.0, 1e5])
+def test_leave_one_out_errors_are_those_of_leaving_one_out(
+    monkeypatch: pytest.MonkeyPatch, rows: int, columns: int, strength: float
+) -> None:
+    monkeypatch.setattr("ssmn.interfaces.ridge.STRENGTHS", (strength,))
     random = np.random.default_rng(3)
-    for rows, columns in ((9, 5), (7, 12)):
-        x, y = random.normal(size=(rows, columns)), random.normal(size=(rows, 2))
-        read = Ridge()
-        read.add(x, y)
-        assert read.held_out is not None
-        standard = (x - x.mean(0)) / x.std(0)
-        for row in range(rows):
-            rest = np.arange(rows) != row
-            other = Ridge(read.ridge)
-            other.add(x[:1], y[:1])
-            other.mean, other.scale, other.rows, other.targets = (
-                x.mean(0), x.std(0), np.zeros((0, columns + 1)), np.zeros((0, 2))
-            )  # fmt: skip
-            other.add(x[rest], y[rest])
-            np.testing.assert_allclose(other(x[row : row + 1])[0], read.held_out[row], atol=1e-6)
-        assert standard.shape == x.shape
+    x, y = random.normal(size=(rows, columns)), random.normal(size=(rows, 2))
+    read = Ridge()
+    read.add(x, y)
+    assert read.held_out is not None and read.ridge == strength
+    for row in range(rows):
+        rest = np.arange(rows) != row
+        other = Ridge(strength)
+        other.add(x[:1], y[:1])
+        other.mean, other.scale, other.rows, other.targets = (
+            x.mean(0), x.std(0), np.zeros((0, columns + 1)), np.zeros((0, 2))
+        )  # fmt: skip
+        other.add(x[rest], y[rest])
+        np.testing.assert_allclose(other(x[row : row + 1])[0], read.held_out[row], atol=1e-6)
 
 
 def test_gradient_epochs_change_the_stack_and_a_given_one_stays() -> None:
