@@ -353,7 +353,8 @@ class SSMNRegressor(RegressorMixin, _Estimator):
     def partial_fit(self, X: Any, y: ArrayLike) -> Self:
         """Takes more rows: the read-out is then that of all rows so far, exactly.
 
-        The first call makes the stack and fixes the inputs' scaling and the read-out's strength; no gradient epochs.
+        The first call makes the stack and fixes the inputs' scaling, the quantiles of the stack's hidden units and the
+        read-out's strength; no gradient epochs.
 
         Args:
             X: As for `fit`.
