@@ -190,6 +190,9 @@ def test_rows_with_times_decay_by_them(run: Runner, row_folder: Path) -> None:
     assert run(*clock, stdin=later).splitlines()[-1] != plain.splitlines()[-1]
     assert run(*clock, stdin=hourly.replace("T19", "T03")).splitlines() == plain.splitlines()[:-1]
     assert "line 21: column day is '2024-05-01T03:00Z', which lies before the row before" in run.err
+    for wrong in ("9999-12-31", "9" * 20, "soon", ""):
+        assert run(*clock, stdin=hourly.replace("2024-05-01T19:00Z", wrong)).splitlines() == plain.splitlines()[:-1]
+        assert run.err == f"left out 1 bad rows: line 21: column day is {wrong!r}; wanted a time.\n"
 
 
 def test_stream_goes_on_from_its_state(run: Runner, text_folder: Path, tmp_path: Path) -> None:

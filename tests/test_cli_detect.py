@@ -67,6 +67,38 @@ def test_bad_rows_are_left_out_and_counted_unless_strict(run: Runner) -> None:  
     assert run.err == "ssmn: line 12: column load is 'x'; wanted a number.\n"
 
 
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_rows_that_go_back_in_time_are_bad(run: Runner, tmp_path: Path, form: str) -> None:  # noqa: F811
+    path, (head, *rows) = tmp_path / f"load.{form}", lines()
+    rows[20], rows[21] = rows[21], rows[20]  # one row comes too late
+    rows[30:30] = [rows[29]]  # the same time twice is no fault
+    rows[200:] = ["2031" + row[4:] for row in rows[200:300]] + rows[300:]  # a clock that was wrong for a while
+    if form == "csv":
+        path.write_text("\n".join([head, *rows]) + "\n", encoding="utf-8")
+    else:
+        pytest.importorskip("pyarrow", reason='the extra "timeseries" is not installed')
+        from pyarrow import csv, parquet
+
+        source = tmp_path / "load.csv"
+        source.write_text("\n".join([head, *rows]) + "\n", encoding="utf-8")
+        parquet.write_table(csv.read_csv(source), path)
+    out = run("detect", path).splitlines()
+    assert [line.split(",", 2)[1] for line in out[1:]] == [
+        row.partition(",")[0] for number, row in enumerate(rows) if number not in (21, 300)
+    ]
+    first = 23 if form == "csv" else 22
+    assert f"{ROWS - 1} rows, " in run.err
+    assert (
+        f"2 bad rows left out; the first: line {first}: column when is 2024-03-01T02:20:00, which lies before the row "
+        "before; wanted rows in order of time: sort them"
+    ) in run.err
+    run("detect", path, "--strict", code=1)
+    assert len(run.out.splitlines()) == 1 + 21
+    assert run.err.startswith(
+        f"ssmn: line {first}: column when is 2024-03-01T02:20:00, which lies before the row before"
+    )
+
+
 def test_empty_cells_are_no_values(run: Runner) -> None:  # noqa: F811
     record = json.loads(run("detect", "-", "--jsonl", stdin="a,b\n1,2\n,3\n").splitlines()[1])
     assert record["a"] is None and record["b"] == 3.0

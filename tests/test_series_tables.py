@@ -217,6 +217,18 @@ def test_parsed_times() -> None:
     assert parse_time("2024/3/5 06:00") == np.datetime64("2024-03-05T06", "ns")
     assert parse_time("0.5") == np.datetime64(500, "ms")
     assert np.isnat(parse_time(" "))
+    assert parse_time("2261-12") == np.datetime64("2261-12-01", "ns")
+    assert parse_time("1678-01-01T00:00+05:00") == np.datetime64("1677-12-31T19", "ns")
+
+
+@pytest.mark.parametrize("cell", ["9999-12-31", "9999-12", "1677-12-31 23:59", "0001-01-01T00:00+05:00", "9" * 20])
+def test_times_that_nanoseconds_do_not_reach(cell: str) -> None:
+    with pytest.raises(ValueError, match=r"is not from 1678 to 2261|do not fit into 64 bits of nanoseconds"):
+        parse_time(cell)
+    bad: list[BadRow] = []
+    rows = rows_from(io.BytesIO(f"d,x\n2024-01-01,1\n{cell},2\n2024-01-03,3\n".encode()), on_bad=bad.append)
+    assert [row.values for row in rows] == [(1.0,), (3.0,)]
+    assert bad == [BadRow(3, f"column d is {cell!r}; wanted a date such as 2016-07-01 05:00")]
 
 
 class Drip:

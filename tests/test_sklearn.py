@@ -15,7 +15,16 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import ssmn
 from ssmn.errors import ConfigError, FileError, RangeError, ShapeError
-from ssmn.interfaces.features import delayed, hidden_map, paces_for, pooled, random_stack
+from ssmn.interfaces.features import (
+    QUANTILES,
+    delayed,
+    hidden_map,
+    levels_of,
+    paces_for,
+    pooled,
+    random_stack,
+    sequence_features,
+)
 from ssmn.interfaces.ridge import Ridge
 from ssmn.interfaces.sklearn import SSMNClassifier, SSMNRegressor
 
@@ -65,24 +74,26 @@ def test_partial_fit_is_exact() -> None:
     np.testing.assert_allclose(parts.predict(x), (centred - level) @ weights + target, atol=1e-8)
 
 
-def test_leave_one_out_errors_are_those_of_leaving_one_out() -> None:
+@pytest.mark.parametrize(("rows", "columns"), [(9, 5), (9, 8), (7, 12), (11, 20_000)])
+@pytest.mark.parametrize("strength", [1e-3, 1.0, 1e5])
+def test_leave_one_out_errors_are_those_of_leaving_one_out(
+    monkeypatch: pytest.MonkeyPatch, rows: int, columns: int, strength: float
+) -> None:
+    monkeypatch.setattr("ssmn.interfaces.ridge.STRENGTHS", (strength,))
     random = np.random.default_rng(3)
-    for rows, columns in ((9, 5), (7, 12)):
-        x, y = random.normal(size=(rows, columns)), random.normal(size=(rows, 2))
-        read = Ridge()
-        read.add(x, y)
-        assert read.held_out is not None
-        standard = (x - x.mean(0)) / x.std(0)
-        for row in range(rows):
-            rest = np.arange(rows) != row
-            other = Ridge(read.ridge)
-            other.add(x[:1], y[:1])
-            other.mean, other.scale, other.rows, other.targets = (
-                x.mean(0), x.std(0), np.zeros((0, columns + 1)), np.zeros((0, 2))
-            )  # fmt: skip
-            other.add(x[rest], y[rest])
-            np.testing.assert_allclose(other(x[row : row + 1])[0], read.held_out[row], atol=1e-6)
-        assert standard.shape == x.shape
+    x, y = random.normal(size=(rows, columns)), random.normal(size=(rows, 2))
+    read = Ridge()
+    read.add(x, y)
+    assert read.held_out is not None and read.ridge == strength
+    for row in range(rows):
+        rest = np.arange(rows) != row
+        other = Ridge(strength)
+        other.add(x[:1], y[:1])
+        other.mean, other.scale, other.rows, other.targets = (
+            x.mean(0), x.std(0), np.zeros((0, columns + 1)), np.zeros((0, 2))
+        )  # fmt: skip
+        other.add(x[rest], y[rest])
+        np.testing.assert_allclose(other(x[row : row + 1])[0], read.held_out[row], atol=1e-6)
 
 
 def test_gradient_epochs_change_the_stack_and_a_given_one_stays() -> None:
@@ -135,11 +146,31 @@ def test_features_by_hand() -> None:
     assert paces_for(20, 3) == (1, 2, 4) and paces_for(1, 3) == (1,) and paces_for(99, 1) == (1,)
     found = pooled(torch.tensor([[[1.0], [-3.0], [9.0]]]), torch.tensor([[True, True, False]]))
     np.testing.assert_allclose(found, [[-1.0, 2.0, 1.0, -3.0, 0.5]], rtol=1e-6)
+    hidden, mask = torch.tensor([[[1.0, 5.0], [-3.0, 6.0], [9.0, 9.0]]]), torch.tensor([[True, True, False]])
+    levels = torch.tensor([[-4.0, 5.0], [-3.0, 6.0]])
+    np.testing.assert_allclose(pooled(hidden, mask, levels)[:, 8:], [[0.5, 1.0, 1.0, 0.5, 0.5, 0.0]])
     state = torch.get_rng_state()
     one, two = random_stack(3, hidden_dim=8, num_heads=2, seed=1), random_stack(3, hidden_dim=8, num_heads=2, seed=1)
     assert torch.equal(one.input.weight, two.input.weight) and torch.equal(state, torch.get_rng_state())
     y, _ = hidden_map(one)(x.expand(-1, -1, 3))
     assert torch.equal(y, one(x.expand(-1, -1, 3))[0])
+
+
+def test_levels_are_the_quantiles_of_hidden_units() -> None:
+    import torch
+
+    model = random_stack(2, hidden_dim=8, num_heads=2, seed=1)
+    x, mask = torch.randn(3, 50, 1, generator=torch.Generator().manual_seed(0)), torch.ones(3, 50, dtype=torch.bool)
+    mask[1, 40:] = False
+    found = levels_of(model, x, mask, 2, (1, 4))
+    assert found.shape == (2, 6, 8)
+    hidden = model(delayed(x, 2, 4), mask=mask)[0][mask]
+    shares = (hidden > found[1].unsqueeze(1)).double().mean(1)
+    np.testing.assert_allclose(shares, np.tile(1 - np.array([QUANTILES]).T, 8), atol=0.01)
+    features = sequence_features(model, x, mask, 2, (1, 4), found)
+    assert features.shape == (3, 2 * 11 * 8)
+    alone = sequence_features(model, x[1:2, :40], mask[1:2, :40], 2, (1, 4), found)
+    torch.testing.assert_close(features[1:2], alone, atol=1e-4, rtol=1e-4)
 
 
 def small() -> SSMNRegressor:

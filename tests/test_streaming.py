@@ -222,6 +222,7 @@ def test_what_came_before_a_bad_row_is_answered() -> None:
 
 def test_bad_rows_are_left_out_and_counted() -> None:
     bad = [b"3,nan", b"3", b"x,1", b'"3,4', b"1,\xff", b"1" * 200_000 + b",2", b"5,6,7"]
+    bad += [b"a,b", b"-inf,1", b"1,1e39", b",", b"\x00,1"]
     data = b"a,b\n1,2\n" + b"".join(row + b"\n8,9\n" for row in bad)
     rows = RowReader(io.BytesIO(data), 2)
     came = list(row_predictions(Stream(row_model()), rows))
@@ -230,6 +231,13 @@ def test_bad_rows_are_left_out_and_counted() -> None:
     assert [row.line for row in came] == [2, *range(4, 4 + 2 * len(bad), 2)]
     assert rows.bad == len(bad)
     assert [text.split(":")[0] for text in rows.complaints] == ["line 3", "line 5", "line 7", "line 9", "line 11"]
+
+
+def test_odd_lines_that_are_no_faults() -> None:
+    came = predictions_of(b"\xef\xbb\xbfa,b\r\n1,2\r\n\r\n  \r\n\t3 , 4e0\r\n\n5,6", strict=True)
+    assert [row.line for row in came] == [2, 5, 7]
+    assert [row.values for row in came] == [row.values for row in predictions_of(b"a,b\n1,2\n3,4\n5,6\n")]
+    assert list(RowReader(io.BytesIO(b" \n\na,b\n1,2\n"), 2)) == [[1, 2]]
 
 
 def test_a_bad_row_keeps_no_answer_waiting() -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -17,7 +17,9 @@ from ssmn.cli.stream import FlushingInput
 from ssmn.errors import FileError, RangeError
 
 if TYPE_CHECKING:
-    from ssmn.series import BadRow, Detections, Detector, Row, TableRows
+    import numpy as np
+
+    from ssmn.series import BadRow, Detections, Detector, Row, Table
     from ssmn.streaming import ByteSource
 
 BATCH = 1024
@@ -50,8 +52,8 @@ def command(
     """Score each row by how far it leaves what the rows before it were like; flag anomalies.
 
     Rows are read once and in order, and the detector learns from each of them; the first 150 have no score. A row of
-    a stream without anomalies scores 0.5 or more about once in 1,000 rows, 0.9 about once in 9,000. Bad rows are left
-    out and counted. Results come out as the rows come in.
+    a stream without anomalies scores 0.5 or more about once in 1,000 rows, 0.9 about once in 9,000. Bad rows, and
+    those whose time lies before that of the row before, are left out and counted. Results come out as the rows come in.
 
     \b
     Example:
@@ -65,6 +67,8 @@ def command(
     counts = {"rows": 0, "flagged": 0, "bad": 0}
 
     def on_bad(row: BadRow) -> None:
+        if strict:
+            raise FileError(f"line {row.line}: {row.reason}.")
         counts["bad"] += 1
         if not bad:
             bad.append(row)
@@ -82,23 +86,21 @@ def command(
         if from_parquet:
             table = read_table(source, columns=chosen, time=time)
             names, time_name = table.names, table.time_name
-            times = [None] * len(table) if table.times is None else list(table.times)
-            rows = zip(table.lines.tolist(), times, map(tuple, table.values.tolist()), strict=True)
-            batches = _chunks(rows)
+            rows, waiting = _rows_of(table), lambda: False
         else:
             opened = cast("ByteSource", FlushingInput() if file is None else file)
             try:
-                reader = rows_from(opened, columns=chosen, time=time, on_bad=None if strict else on_bad)
+                rows = reader = rows_from(opened, columns=chosen, time=time, on_bad=None if strict else on_bad)
             except FileError as error:
                 raise FileError(f"{source}: {error}") from error
-            names, time_name, batches = reader.names, reader.time_name, _batches(reader)
+            names, time_name, waiting = reader.names, reader.time_name, lambda: reader.waiting
         if not names:
             raise FileError(f"{source}: the input is empty; wanted a line of names and a row per time.")
         detector = _detector(state, len(names), threshold, refractory)
         kept: list[tuple[list[Row], Detections]] = []
         try:
             head = True
-            for batch in batches:
+            for batch in _batches(_in_order(rows, time_name, on_bad), waiting):
                 found = _score(detector, batch)
                 counts["rows"] += len(batch)
                 counts["flagged"] += int(found.flags.sum())
@@ -142,32 +144,47 @@ def _detector(state: Path | None, columns: int, threshold: float | None, refract
     return detector
 
 
-def _batches(rows: TableRows) -> Iterator[list[Row]]:
+def _rows_of(table: Table) -> Iterator[Row]:
+    from ssmn.series import Row
+
+    times = [None] * len(table) if table.times is None else list(table.times)
+    return map(Row, table.lines.tolist(), times, map(tuple, table.values.tolist()))
+
+
+def _in_order(rows: Iterator[Row], time_name: str | None, on_bad: Callable[[BadRow], None]) -> Iterator[Row]:
+    """The rows, without those whose time lies before that of the row before."""
+    from ssmn.series import BadRow
+
+    before: np.datetime64 | None = None
+    for row in rows:
+        is_earlier = before is not None and row.time is not None and bool(row.time < before)
+        if row.time is not None and row.time == row.time:  # a time that is missing says nothing
+            before = row.time  # also of a bad row: a single time far ahead must not make all rows after it bad
+        if is_earlier:
+            on_bad(
+                BadRow(
+                    row.line,
+                    f"column {time_name} is {_moment(row)}, which lies before the row before; wanted rows in order of "
+                    "time: sort them",
+                )
+            )
+        else:
+            yield row
+
+
+def _batches(rows: Iterator[Row], waiting: Callable[[], bool]) -> Iterator[list[Row]]:
     """Rows that are there already, together; what came before a bad row is not lost."""
     batch: list[Row] = []
     try:
         for row in rows:
             batch.append(row)
-            if len(batch) == BATCH or rows.waiting:
+            if len(batch) == BATCH or waiting():
                 yield batch
                 batch = []
     except FileError:
         if batch:
             yield batch
         raise
-    if batch:
-        yield batch
-
-
-def _chunks(rows: Iterator[tuple[int, Any, tuple[float, ...]]]) -> Iterator[list[Row]]:
-    from ssmn.series import Row
-
-    batch: list[Row] = []
-    for line, moment, values in rows:
-        batch.append(Row(line, moment, values))
-        if len(batch) == BATCH:
-            yield batch
-            batch = []
     if batch:
         yield batch
 
@@ -182,13 +199,18 @@ def _score(detector: Detector, batch: list[Row]) -> Detections:
 def _record(row: Row, names: tuple[str, ...], time_name: str | None, found: Detections, place: int) -> dict[str, Any]:
     record: dict[str, Any] = {"line": row.line}
     if time_name is not None:
-        moment = str(row.time).removesuffix("000000000").rstrip(".")
-        record[time_name] = None if moment == "NaT" else moment
+        record[time_name] = _moment(row)
     record |= {name: None if math.isnan(value) else value for name, value in zip(names, row.values, strict=True)}
     record |= {"score": round(float(found.scores[place]), 4), "flag": int(found.flags[place])}
     if len(names) > 1:
         record["column"] = names[int(found.columns[place])]
     return record
+
+
+def _moment(row: Row) -> str | None:
+    """A row's time as text, or None if it has none."""
+    moment = str(row.time).removesuffix("000000000").rstrip(".")
+    return None if moment == "NaT" else moment
 
 
 def _write(record: dict[str, Any], jsonl: bool, head: bool) -> None:

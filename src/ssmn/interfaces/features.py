@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -21,9 +21,12 @@ from ssmn.errors import ConfigError
 from ssmn.models import SSMN
 
 POOLS = ("mean", "deviation", "largest", "least", "share above 0")
-"""What `pooled` keeps of each hidden unit's course, in this order."""
+"""What `pooled` keeps of each hidden unit's course, in this order; the shares above its levels follow."""
+QUANTILES = (0.1, 0.25, 0.4, 0.6, 0.75, 0.9)
+"""Of a hidden unit's values: where its levels are."""
 
 _STEPS_AT_ONCE = 65_536
+_STEPS_FOR_LEVELS = 16_384
 
 
 def random_stack(
@@ -112,28 +115,39 @@ def delayed(x: Tensor, lags: int, pace: int) -> Tensor:
     return torch.cat(shifted, -1)
 
 
-def pooled(hidden: Tensor, mask: Tensor) -> Tensor:
+def pooled(hidden: Tensor, mask: Tensor, levels: Tensor | None = None) -> Tensor:
     """What is kept of a sequence.
 
     Args:
         hidden: [B, T, D].
         mask: [B, T] bool, True = a step of the sequence; every row has one at least.
+        levels: [L, D], further values above which a unit's share of the steps is kept; None = none.
 
     Returns:
-        [B, 5 D]: for every unit the figures of `POOLS`.
+        [B, (5 + L) D]: for every unit the figures of `POOLS`, then the shares.
     """
     steps = mask.unsqueeze(-1)
     count = steps.sum(1)
     mean = (hidden * steps).sum(1) / count
     variance = ((hidden - mean.unsqueeze(1)).square() * steps).sum(1) / count
     outside = torch.finfo(hidden.dtype).max
+    shares = [
+        ((hidden > level) & steps).to(hidden.dtype).sum(1) / count
+        for level in (hidden.new_zeros(()), *(() if levels is None else levels))
+    ]
     return torch.cat([
         mean, (variance + 1e-8).sqrt(), hidden.masked_fill(~steps, -outside).amax(1),
-        hidden.masked_fill(~steps, outside).amin(1), ((hidden > 0) & steps).to(hidden.dtype).sum(1) / count,
+        hidden.masked_fill(~steps, outside).amin(1), *shares,
     ], -1)  # fmt: skip
 
 
-def sequence_features(model: SSMN, x: Tensor, mask: Tensor, lags: int, paces: Sequence[int]) -> Tensor:
+def _readings(model: SSMN, x: Tensor, mask: Tensor, lags: int, paces: Sequence[int]) -> Iterator[Tensor]:
+    """Hidden vectors [B, T, D] of the stack that reads the sequences, at each pace."""
+    opened = None if bool(mask.all()) else mask
+    return (model(delayed(x, lags, pace), mask=opened)[0] for pace in paces)
+
+
+def sequence_features(model: SSMN, x: Tensor, mask: Tensor, lags: int, paces: Sequence[int], levels: Tensor) -> Tensor:
     """Pooled hidden vectors of the stack that reads each sequence at every pace.
 
     Args:
@@ -142,12 +156,39 @@ def sequence_features(model: SSMN, x: Tensor, mask: Tensor, lags: int, paces: Se
         mask: [B, T] bool, as for `pooled`.
         lags: Values of each channel per step: the present one and lags − 1 earlier ones.
         paces: Distances between them.
+        levels: [paces, L, D], of `levels_of`.
 
     Returns:
-        [B, 5 D · paces].
+        [B, (5 + L) D · paces].
     """
-    opened = None if bool(mask.all()) else mask
-    return torch.cat([pooled(model(delayed(x, lags, pace), mask=opened)[0], mask) for pace in paces], -1)
+    readings = _readings(model, x, mask, lags, paces)
+    return torch.cat([pooled(hidden, mask, own) for hidden, own in zip(readings, levels, strict=True)], -1)
+
+
+@torch.no_grad()
+def levels_of(model: SSMN, x: Tensor, mask: Tensor, lags: int, paces: Sequence[int]) -> Tensor:
+    """The `QUANTILES` of every hidden unit at every pace, over sequences spread evenly over those given.
+
+    Where shares are counted above quantiles, every unit tells sequences apart, wherever its values lie (as the biases
+    of MiniROCKET; Dempster et al., 2021).
+
+    Args:
+        model: As for `sequence_features`, and so are all others.
+        x: See there.
+        mask: See there.
+        lags: See there.
+        paces: See there.
+
+    Returns:
+        [paces, QUANTILES, D].
+    """
+    rows = torch.linspace(0, len(x) - 1, min(len(x), max(1, _STEPS_FOR_LEVELS // x.shape[1]))).round().long()
+    x, mask = x[rows], mask[rows]
+    found = []
+    for hidden in _readings(model, x, mask, lags, paces):
+        ordered = hidden[mask].sort(0).values
+        found.append(ordered[(torch.tensor(QUANTILES) * (len(ordered) - 1)).long()])
+    return torch.stack(found)
 
 
 def step_features(model: SSMN, x: Tensor) -> Tensor:

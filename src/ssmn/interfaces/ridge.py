@@ -95,22 +95,28 @@ class Ridge:
         self.bias = level - mean @ self.weights
 
     def _choose(self, features: Array, targets: Array) -> float:
-        """The best strength by leave-one-out errors; `held_out` [n, K] are the predictions of the rows left out."""
+        """The best strength by leave-one-out errors; `held_out` [n, K] are the predictions of the rows left out.
+
+        With more features than rows and little ridge, residuals and 1 − h are both minute, and only their ratio is
+        not. So neither is taken as a difference of larger numbers: both are sums over what the ridge takes away.
+        """
         count = len(features)
         centred, wanted = features - features.mean(0), targets - targets.mean(0)
         if count <= centred.shape[1]:
             values, vectors = np.linalg.eigh(centred @ centred.T)
+            taken = values > 1e-10 * values[-1]
+            values, vectors = values[taken], vectors[:, taken]
         else:
             values, right = np.linalg.eigh(centred.T @ centred)
-            values, right = values[values > 1e-10 * values[-1]], right[:, values > 1e-10 * values[-1]]
+            taken = values > 1e-10 * values[-1]
+            values, right = values[taken], right[:, taken]
             vectors = centred @ right / np.sqrt(values)
-        values = values.clip(min=0.0)
         turned, squares = vectors.T @ wanted, vectors**2
+        outside, free = wanted - vectors @ turned, 1 - 1 / count - squares.sum(1)
         best, found = np.inf, 1.0
         for strength in STRENGTHS:
-            kept = values / (values + strength)
-            leverage = squares @ kept + 1 / count
-            left_out = (wanted - vectors @ (kept[:, None] * turned)) / (1 - leverage).clip(min=1e-6)[:, None]
+            lost = strength / (values + strength)
+            left_out = (outside + vectors @ (lost[:, None] * turned)) / (free + squares @ lost).clip(min=1e-12)[:, None]
             error = float((left_out**2).sum())
             if error < best:
                 best, found, self.held_out = error, strength, targets - left_out

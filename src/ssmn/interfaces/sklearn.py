@@ -20,7 +20,15 @@ from torch import Tensor
 from ssmn.config import SSMNConfig
 from ssmn.errors import ConfigError, FileError, MissingExtraError, RangeError, ShapeError
 from ssmn.files import PathLike, read_file, write_file
-from ssmn.interfaces.features import hidden_map, in_pieces, paces_for, random_stack, sequence_features, step_features
+from ssmn.interfaces.features import (
+    hidden_map,
+    in_pieces,
+    levels_of,
+    paces_for,
+    random_stack,
+    sequence_features,
+    step_features,
+)
 from ssmn.interfaces.ridge import Ridge
 from ssmn.models import SSMN
 from ssmn.state import from_numpy, to_numpy
@@ -116,10 +124,19 @@ class _Estimator(BaseEstimator, ABC):
         # One step costs next to nothing, so single vectors are exact; sequences run on the float32 kernels.
         self.model_ = self.model_.double() if self._is_flat else self.model_.float()
         self.ridge_ = Ridge(self.ridge)
+        self._find_levels(x, mask)
+
+    def _find_levels(self, x: Tensor, mask: Tensor) -> None:
+        """The values of the stack's hidden units above which shares of steps are counted."""
+        if self._is_flat:
+            self.levels_ = torch.zeros(0, 0, self.model_.config.hidden_dim)
+        else:
+            self.levels_ = levels_of(self.model_, self._scaled(x, mask), mask, self.lags, self.paces_)
 
     def _learn(self, x: Tensor, mask: Tensor, targets: NDArray[np.float64]) -> None:
         if self.epochs and self.ridge_.rows is None:
             self._descend(self._scaled(x, mask), mask, torch.from_numpy(targets))
+            self._find_levels(x, mask)
         self.ridge_.add(self._features(x, mask), targets)
 
     def _features(self, x: Tensor, mask: Tensor) -> NDArray[np.float64]:
@@ -128,7 +145,7 @@ class _Estimator(BaseEstimator, ABC):
     def _map(self, x: Tensor, mask: Tensor) -> Tensor:
         if self._is_flat:
             return step_features(self.model_, x[:, 0])
-        return sequence_features(self.model_, x, mask, self.lags, self.paces_)
+        return sequence_features(self.model_, x, mask, self.lags, self.paces_, self.levels_)
 
     def _scaled(self, x: Tensor, mask: Tensor) -> Tensor:
         scaled = torch.where(mask.unsqueeze(-1), (x - self.mean_) / self.scale_, 0.0)
@@ -235,7 +252,7 @@ class _Estimator(BaseEstimator, ABC):
             fitted["names"] = list(getattr(self, "feature_names_in_"))  # noqa: B009
         tensors = {f"model.{name}": to_numpy(tensor) for name, tensor in self.model_.state_dict().items()}
         tensors |= {f"ridge.{name}": np.ascontiguousarray(array) for name, array in self.ridge_.tensors().items()}
-        tensors |= {"mean": to_numpy(self.mean_), "scale": to_numpy(self.scale_)}
+        tensors |= {"mean": to_numpy(self.mean_), "scale": to_numpy(self.scale_), "levels": to_numpy(self.levels_)}
         estimator = {"class": type(self).__name__, "settings": settings, "fitted": fitted}
         config = {"estimator": json.loads(json.dumps(estimator, default=float)), "model": self.model_.config.to_dict()}
         write_file(path, tensors, {"kind": "model", "config": config})
@@ -256,7 +273,7 @@ class _Estimator(BaseEstimator, ABC):
             raise FileError(f"{Path(path)}: holds {estimator.get('class') or 'a model'}; wanted {cls.__name__}.")
         made, fitted = cls(**estimator["settings"]), estimator["fitted"]
         made.form_, made.paces_ = fitted["form"], tuple(fitted["paces"])
-        made.mean_, made.scale_ = from_numpy(tensors["mean"]), from_numpy(tensors["scale"])
+        made.mean_, made.scale_, made.levels_ = (from_numpy(tensors[name]) for name in ("mean", "scale", "levels"))
         made.n_features_in_ = fitted["columns"]
         if "names" in fitted:
             setattr(made, "feature_names_in_", np.array(fitted["names"], dtype=object))  # noqa: B010
@@ -298,7 +315,8 @@ class SSMNRegressor(RegressorMixin, _Estimator):
     A row of a table is a vector of features, read as a sequence of one step (`layout="series"`: a series of one
     channel, a step per column). Arrays [n, T, C] and lists of arrays [T_i, C] are sequences. A vector's features are
     itself and the stack's hidden vector; a sequence's are the hidden units' mean, deviation, largest and least value
-    and share above 0, for the stack reading it with delayed values at distances 1, 2, 4, ... steps.
+    and the shares of steps above 0 and above six quantiles of the training steps, for the stack reading it with
+    delayed values at distances 1, 2, 4, ... steps.
 
     Args:
         hidden_dim: Width of the stack.
@@ -318,6 +336,7 @@ class SSMNRegressor(RegressorMixin, _Estimator):
         model_: The stack, an `ssmn.SSMN` whose output is its hidden vector.
         ridge_: The read-out.
         paces_: Distances between delayed values, in steps.
+        levels_: [paces, 6, D], the quantiles above which shares of steps are counted.
 
     Example:
         >>> import numpy
@@ -334,7 +353,8 @@ class SSMNRegressor(RegressorMixin, _Estimator):
     def partial_fit(self, X: Any, y: ArrayLike) -> Self:
         """Takes more rows: the read-out is then that of all rows so far, exactly.
 
-        The first call makes the stack and fixes the inputs' scaling and the read-out's strength; no gradient epochs.
+        The first call makes the stack and fixes the inputs' scaling, the quantiles of the stack's hidden units and the
+        read-out's strength; no gradient epochs.
 
         Args:
             X: As for `fit`.
@@ -402,6 +422,7 @@ class SSMNClassifier(ClassifierMixin, _Estimator):
         model_: The stack.
         ridge_: The read-out.
         paces_: Distances between delayed values, in steps.
+        levels_: [paces, 6, D], the quantiles above which shares of steps are counted.
 
     Example:
         >>> import numpy

@@ -33,6 +33,8 @@ MISSING = frozenset({"", "na", "n/a", "nan", "null", "none"})
 
 _DATE = re.compile(r"\d{4}[-/]\d{1,2}([-/]\d{1,2}([T ]\d.*)?)?")
 _NOT_A_TIME = np.datetime64("NaT", "ns")
+_YEARS = (1678, 2261)
+"""The first and the last whole year that 64 bits of nanoseconds since 1970 reach."""
 _LARGEST_GRID = 50_000_000
 """Cells that `regular` makes at most."""
 
@@ -467,7 +469,7 @@ def parse_time(cell: str) -> np.datetime64:
     """A cell's time: an ISO date, or a number of seconds since 1970; NaT if it is empty.
 
     Raises:
-        ValueError: It is neither.
+        ValueError: It is neither, or of a year before 1678 or after 2261, which nanoseconds do not reach.
 
     Example:
         >>> from ssmn.series.tables import parse_time
@@ -477,13 +479,16 @@ def parse_time(cell: str) -> np.datetime64:
     text = cell.strip().replace("/", "-")
     if text.lower() in MISSING:
         return _NOT_A_TIME
-    if re.fullmatch(r"\d{4}-\d{1,2}", text):
-        return np.datetime64(f"{text[:4]}-{int(text[5:]):02d}", "ns")
     if re.fullmatch(r"[+-]?\d+(\.\d+)?", text):
-        return np.datetime64(round(float(text) * 1e9), "ns")
-    if parts := re.fullmatch(r"(\d{4})-(\d{1,2})-(\d{1,2})(.*)", text):
-        text = f"{parts[1]}-{int(parts[2]):02d}-{int(parts[3]):02d}{parts[4]}"
+        seconds = float(text)
+        if abs(seconds) >= 2**63 / 1e9:
+            raise ValueError(f"{text} seconds do not fit into 64 bits of nanoseconds")
+        return np.datetime64(round(seconds * 1e9), "ns")
+    if parts := re.fullmatch(r"(\d{4})-(\d{1,2})(?:-(\d{1,2})(.*))?", text):
+        text = f"{parts[1]}-{int(parts[2]):02d}-{int(parts[3] or 1):02d}{parts[4] or ''}"
     moment = datetime.fromisoformat(text)
+    if not _YEARS[0] <= moment.year <= _YEARS[1]:  # numpy would wrap others around in silence
+        raise ValueError(f"year {moment.year} is not from {_YEARS[0]} to {_YEARS[1]}")
     if moment.tzinfo is not None:
         moment = moment.astimezone(UTC).replace(tzinfo=None)
     return np.datetime64(moment, "ns")

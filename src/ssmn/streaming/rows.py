@@ -16,6 +16,8 @@ from ssmn.streaming.source import READ_BYTES, ByteSource, Lines, batches
 
 _COMPLAINTS = 5
 """Bad rows of which a reader keeps what was wrong."""
+_LARGEST = torch.finfo(torch.float32).max
+"""Larger numbers would reach the model as infinite."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class RowReader:
         return self._first is None and self._lines.waiting
 
     def _next_row(self) -> list[str] | None:
-        """The cells of the next line that is not empty; None at the end.
+        """The cells of the next line that holds more than blanks; None at the end.
 
         Each line is parsed by itself: a stray quotation mark must not swallow the lines after it.
         """
@@ -131,7 +133,7 @@ class RowReader:
                 row = next(csv.reader([text]), [])
             except csv.Error as error:
                 raise FileError(f"line {self.line}: {error}; wanted comma-separated numbers.") from error
-            if row:
+            if len(row) > 1 or any(cell.strip() for cell in row):
                 return row
         return None
 
@@ -213,6 +215,11 @@ class RowReader:
             raise FileError(
                 f"line {self.line}: column {name} is {cell.strip()[:40]}; wanted a finite number: leave the row out, "
                 f"or fill the value in."
+            )
+        if abs(value) > _LARGEST:
+            raise FileError(
+                f"line {self.line}: column {name} is {cell.strip()[:40]}; wanted a number that float32 holds, at most "
+                f"{_LARGEST:.3g} in size."
             )
         return value
 
