@@ -260,6 +260,10 @@ def test_what_cannot_be_done_is_refused(model: SSMNForCausalLM) -> None:
     with pytest.raises(StateError, match=r"0 layers of other kinds.*wanted DynamicCache\(config=model.config\)"):
         model(tokens, past_key_values=DynamicCache())
     with pytest.raises(StateError, match="wanted DynamicCache"):
+        model(tokens, past_key_values=((torch.zeros(1), torch.zeros(1)),))
+    with pytest.raises(ShapeError, match="inputs_embeds was given; wanted input_ids"):
+        model(inputs_embeds=torch.zeros(1, 3, model.config.hidden_dim))
+    with pytest.raises(StateError, match="wanted DynamicCache"):
         model.generate(tokens, max_new_tokens=2, cache_implementation="static")
     with pytest.raises(ValueError, match="not supported with stateful models"):
         model.generate(tokens, max_new_tokens=2, prompt_lookup_num_tokens=2)

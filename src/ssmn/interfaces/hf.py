@@ -243,6 +243,11 @@ class SSMNForCausalLM(PreTrainedModel, GenerationMixin):
         Raises:
             ShapeError, DtypeError, RangeError, StateError: An argument does not fit; the message names it.
         """
+        if kwargs.get("inputs_embeds") is not None:
+            raise ShapeError(
+                "SSMNForCausalLM: inputs_embeds was given; wanted input_ids, since a stream is made of tokens "
+                "(ssmn.SSMN reads vectors)."
+            )
         outputs = self._read(
             input_ids,
             attention_mask,
@@ -303,7 +308,7 @@ class SSMNForCausalLM(PreTrainedModel, GenerationMixin):
         return cache
 
     def _stream_state(self, cache: Cache) -> StreamState | None:
-        layers: list[Any] = cache.layers
+        layers: list[Any] = getattr(cache, "layers", [])
         wanted = [type(layer) for layer in DynamicCache(config=self.config).layers]
         if [type(layer) for layer in layers] != wanted:
             raise StateError(
