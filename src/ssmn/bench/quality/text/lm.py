@@ -132,7 +132,12 @@ def _short(ablation: str, seed: int) -> str:
 def _settings(budget: str, name: str, rate: float, seed: int, quick: bool, *, choosing: bool = False) -> dict[str, Any]:
     sizes, (name, _, ablation) = BUDGETS[budget], name.partition(" ")
     own = {**_models(budget)[name], **ABLATIONS.get(ablation, {})}
-    model = {**sizes["model"], "window_size": WINDOW, **({"hidden_dim": 16} if quick else {})}
+    model = {
+        **sizes["model"],
+        "window_size": WINDOW,
+        "semantic_encoder": False,
+        **({"hidden_dim": 16} if quick else {}),
+    }
     if quick:
         model["num_heads"] = 2
     config = of_size(TextSSMNConfig(vocab_size=300 if quick else VOCABULARY, **{**model, **own}),
