@@ -106,6 +106,10 @@ def runs(options: Options) -> Generator[Run, Result | None, None]:
             settings = _settings("small", name, rate, 0, options.quick, choosing=True)
             found[rate] = yield Run(f"small-{name}-rate-{rate:g}", settings)
         chosen = best_rate(found, "bits_per_byte")
+        if chosen == max(found) and not options.quick:
+            # Not for the choice, which is among the same rates for all: it tells whether they end too early for it.
+            settings = _settings("small", name, 2 * chosen, 0, options.quick, choosing=True)
+            yield Run(f"small-{name}-rate-{2 * chosen:g}", settings)
         if chosen is not None:
             best[name] = chosen
             yield Run(f"small-{name}-0", _settings("small", name, chosen, 0, options.quick))
