@@ -48,12 +48,12 @@ def test_hops(corpus: Path, tmp_path: Path) -> None:
 def test_recall(corpus: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     runs = done(recall.PART, corpus, tmp_path, ["synaptic*", "Gated*-64-*"])
-    assert len(runs) == 2 + 2 + 2
+    assert len(runs) == 3 * 2 + 2
     # One training and one mixer differ; the state of 64 x 64 is the same, but for what a short convolution keeps.
     ours, theirs = (runs[f"{name}-64-0.005-0"]["results"] for name in ("synaptic-memory", "Gated-DeltaNet-style"))
     assert 0 < theirs["state_bytes"] - ours["state_bytes"] < 4096
     (table,) = recall.PART.tables(runs)
-    assert len(table.rows) == 6
+    assert len(table.rows) == 8
     assert "8,192" in table.title
     assert recall.PART.drawing(runs, Look()) is not None
 

@@ -9,6 +9,7 @@ field's layers need many thousand steps to begin to learn, and a small one, whic
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ class Size:
     pairs: tuple[int, ...]
     """Pairs that are tested; the last is the most there are in training."""
     widths: tuple[int, ...]
-    """The first is that at which the learning rate is chosen."""
+    """The first is that of the further seeds."""
     rates: tuple[float, ...]
     changes: tuple[str, ...] = ()
     """What is set beside `mqar-spread`."""
@@ -73,19 +74,17 @@ _QUICK = ["train.steps=2", "train.batch_size=2", "task.pairs=4", "task.vocab_siz
 
 
 def runs(options: Options) -> Generator[Run, Result | None, None]:
-    """Each size and kind: the first width with every learning rate, then with the best one other widths and seeds."""
+    """Each size and kind: every width with every learning rate, then the first width's best one with other seeds."""
     for size, settings in SIZES.items():
         for name in KINDS:
             found = {}
-            for rate in settings.rates:
-                found[rate] = yield _run(size, name, settings.widths[0], rate, 0, options)
-            if any(result is None for result in found.values()):
-                continue
-            best = max(found, key=lambda rate: _mean(found[rate]))
-            for width in settings.widths[1:]:
-                yield _run(size, name, width, best, 0, options)
-            for seed in range(1, options.seeds):
-                yield _run(size, name, settings.widths[0], best, seed, options)
+            for width, rate in itertools.product(settings.widths, settings.rates):
+                found[width, rate] = yield _run(size, name, width, rate, 0, options)
+            first = {rate: found[settings.widths[0], rate] for rate in settings.rates}
+            if all(result is not None for result in first.values()):
+                best = max(first, key=lambda rate: _mean(first[rate]))
+                for seed in range(1, options.seeds):
+                    yield _run(size, name, settings.widths[0], best, seed, options)
 
 
 def _run(size: str, name: str, width: int, rate: float, seed: int, options: Options) -> Run:
@@ -172,29 +171,35 @@ def _table(size: Size, finished: list[Result]) -> Table:
     return Table(f"Recall by number of pairs: {size.title}", head, rows, "share of right answers", texts=1)
 
 
+def _best(runs: list[Result]) -> list[Result]:
+    """Those with the learning rate that is best at their kind and width, with all seeds."""
+    rates: dict[tuple[str, int], float] = {}
+    for run in sorted(runs, key=lambda run: _mean(run["results"])):
+        settings = run["settings"]
+        if settings["seed"] == 0:
+            rates[settings["kind"], settings["width"]] = settings["rate"]
+    return [
+        run for run in runs
+        if run["settings"]["rate"] == rates.get((run["settings"]["kind"], run["settings"]["width"]))
+    ]  # fmt: skip
+
+
 def drawing(finished: Mapping[str, Result], look: Look) -> Figure | None:
-    """Accuracy against the bytes of state with the best learning rate of each: half of the most pairs, and the most.
+    """Accuracy against the bytes of state, each width with its best learning rate: half of the most pairs, and all.
 
     Of the small size if it has been run, since there the layers differ in what they hold and not in when they begin to
     learn.
     """
     from ssmn import plots
 
-    size, runs = next(iter(_of_size(finished).items()))
-    first_width = SIZES[size].widths[0]
+    runs = next(iter(_of_size(finished).values()))
     panels: dict[str, dict[str, dict[float, list[float]]]] = {}
     shown = runs[0]["settings"]["pairs"]
     for pairs in dict.fromkeys((shown[len(shown) // 2], shown[-1])):
         lines = panels.setdefault(f"{pairs} pairs", {})
-        for name in KINDS:
-            chosen = [run for run in runs if run["settings"]["kind"] == name]
-            if not chosen:
-                continue
-            best = max(chosen, key=lambda run: (run["settings"]["width"] == first_width, _mean(run["results"])))
-            points = lines.setdefault(name, {})
-            for run in chosen:
-                if run["settings"]["rate"] == best["settings"]["rate"]:
-                    points.setdefault(run["results"]["state_bytes"], []).append(run["results"]["accuracy"][str(pairs)])
+        for run in sorted(_best(runs), key=lambda run: list(KINDS).index(run["settings"]["kind"])):
+            points = lines.setdefault(run["settings"]["kind"], {})
+            points.setdefault(run["results"]["state_bytes"], []).append(run["results"]["accuracy"][str(pairs)])
     return plots.spread_lines(panels, look, "bytes of state", "right answers")
 
 
