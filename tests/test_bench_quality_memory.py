@@ -62,7 +62,7 @@ def test_recall_of_the_small_size_stands_apart(corpus: Path, tmp_path: Path) -> 
     pytest.importorskip("matplotlib")
     runs = done(recall.PART, corpus, tmp_path, ["small-full-attention-16-*", "synaptic*-64-*"])
     small, published = recall.PART.tables(runs)
-    assert [row[1] for row in small.rows] == ["16", "16"]
+    assert [row[1] for row in small.rows] == ["16", "16", "16"]
     assert [row[1] for row in published.rows] == ["64", "64"]
     figure = recall.PART.drawing(runs, Look())
     assert figure is not None

@@ -61,7 +61,7 @@ class Size:
 SIZES: dict[str, Size] = {
     "small": Size(
         title="64 tokens, vocabulary of 128, 800 steps of 64 rows",
-        length=64, window=4, pairs=(4, 8, 16), widths=(16, 8, 32), rates=(5e-3, 1e-2),
+        length=64, window=4, pairs=(4, 8, 16), widths=(16, 8, 32), rates=(5e-3, 1e-2, 2e-2),
         changes=("task.vocab_size=128", "task.length=64", "task.pairs=16", "train.steps=800", "train.batch_size=64"),
     ),
     "published": Size(
