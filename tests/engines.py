@@ -32,6 +32,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 TEXT_OPTIONS: dict[str, dict[str, Any]] = {
     "tied": {},
+    "no-encoder": {"semantic_encoder": False},
     "untied-encoder": {"tie_embeddings": False, "semantic_encoder": True, "num_kv_heads": 3},
     "encoder-chat": {"semantic_encoder": True, "chat_rounds": 1, "update_rule": "hebbian"},
     "output-memory": {"output_memory": True, "output_eta": 1.5},

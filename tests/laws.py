@@ -750,8 +750,11 @@ MODELS: tuple[Entry, ...] = (
     _model("standard-series", lambda: SSMN(SSMNConfig(input_dim=5, output_dim=3, **_SERIES, **_SMALL)), elapsed=True),
     _model("standard-rls", lambda: SSMN(SSMNConfig(input_dim=5, output_dim=3, **_RLS, **_SMALL))),
     _model("standard-hopfield", lambda: SSMN(SSMNConfig(input_dim=5, output_dim=3, **_HOPFIELD))),
-    _model("text", lambda: TextSSMN(TextSSMNConfig(vocab_size=19, semantic_encoder=True, **_EVERYTHING))),
-    _model("text-untied", lambda: TextSSMN(TextSSMNConfig(vocab_size=19, tie_embeddings=False, **_SMALL))),
+    _model("text", lambda: TextSSMN(TextSSMNConfig(vocab_size=19, **_EVERYTHING))),
+    _model(
+        "text-untied",
+        lambda: TextSSMN(TextSSMNConfig(vocab_size=19, tie_embeddings=False, semantic_encoder=False, **_SMALL)),
+    ),
     _model("text-output-memory", lambda: TextSSMN(TextSSMNConfig(vocab_size=19, **_OUTPUT, **_SMALL))),
     _model(
         "text-output-memory-decay",

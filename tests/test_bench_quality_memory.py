@@ -48,12 +48,25 @@ def test_hops(corpus: Path, tmp_path: Path) -> None:
 def test_recall(corpus: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     runs = done(recall.PART, corpus, tmp_path, ["synaptic*", "Gated*-64-*"])
-    assert len(runs) == 2 + 2 + 2
+    assert len(runs) == 3 * 2 + 2
     # One training and one mixer differ; the state of 64 x 64 is the same, but for what a short convolution keeps.
     ours, theirs = (runs[f"{name}-64-0.005-0"]["results"] for name in ("synaptic-memory", "Gated-DeltaNet-style"))
     assert 0 < theirs["state_bytes"] - ours["state_bytes"] < 4096
-    assert len(recall.PART.tables(runs)[0].rows) == 6
+    (table,) = recall.PART.tables(runs)
+    assert len(table.rows) == 8
+    assert "8,192" in table.title
     assert recall.PART.drawing(runs, Look()) is not None
+
+
+def test_recall_of_the_small_size_stands_apart(corpus: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    runs = done(recall.PART, corpus, tmp_path, ["small-full-attention-16-*", "synaptic*-64-*"])
+    small, published = recall.PART.tables(runs)
+    assert [row[1] for row in small.rows] == ["16", "16", "16"]
+    assert [row[1] for row in published.rows] == ["64", "64"]
+    figure = recall.PART.drawing(runs, Look())
+    assert figure is not None
+    assert {line.get_label() for axes in figure.axes for line in axes.lines} == {"full attention"}
 
 
 def test_distance(corpus: Path, tmp_path: Path) -> None:

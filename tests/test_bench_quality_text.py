@@ -104,6 +104,7 @@ def test_small_runs_of_the_language_parts(corpus: Path, tmp_path: Path) -> None:
         "small-transformer-0",
         "small-mamba-2-*",
         "small-ssmn-hebbian-0",
+        "short-ssmn-hebbian-0",
     ]
     results = quality.measure_quality(
         ["lm", "second-reading"], out=str(tmp_path), seeds=1, text=str(corpus), quick=True, only=chosen
@@ -111,12 +112,21 @@ def test_small_runs_of_the_language_parts(corpus: Path, tmp_path: Path) -> None:
     runs = results["parts"]["lm"]
     assert set(runs) == {
         "small-ssmn-rate-0.003", "small-ssmn-0", "small-transformer-rate-0.003", "small-transformer-0",
-        "small-mamba-2-rate-0.003", "small-mamba-2-0", "small-ssmn-hebbian-0",
+        "small-mamba-2-rate-0.003", "small-mamba-2-0", "small-ssmn-hebbian-0", "short-ssmn-hebbian-0",
     }  # fmt: skip
     counts = [run["results"]["parameters"] for run in runs.values()]
     assert max(counts) <= 1.01 * 40_000
     assert min(counts) >= 0.99 * 40_000
     assert runs["small-ssmn-hebbian-0"]["settings"]["run"]["model"]["update_rule"] == "hebbian"
+    # A short run of a change stands beside the run of the choice of rates that it differs from by that change alone.
+    short, base = (runs[name]["settings"]["run"] for name in ("short-ssmn-hebbian-0", "small-ssmn-rate-0.003"))
+    assert {**short["model"], "update_rule": "delta"} == base["model"]
+    assert short["train"] == base["train"]
+    (row,) = next(table for table in lm.PART.tables(runs) if table.title.startswith("ours with one change")).rows
+    ours, theirs = (
+        runs[name]["results"]["bits_per_byte"] for name in ("small-ssmn-rate-0.003", "short-ssmn-hebbian-0")
+    )
+    assert row == ["hebbian", "0", f"{ours:.3f}", f"{theirs:.3f}", f"{100 * (theirs / ours - 1):+.1f} %"]
     both = runs["small-ssmn-0"]["results"]
     assert both["carried"]["all"] == pytest.approx(np.mean([both["carried"][genre] for genre in GENRES]), rel=0.2)
     tables = quality.tables(results)

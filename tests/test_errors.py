@@ -522,7 +522,7 @@ def test_standard_model() -> None:
 
 
 def test_text_model() -> None:
-    model, ids = text(semantic_encoder=True), torch.zeros(B, T).long()
+    model, ids = text(), torch.zeros(B, T).long()
     refused(DtypeError, "TextSSMN: input_ids is list; wanted an int64 or int32 tensor [B, T].", lambda: model([1]))
     refused(
         DtypeError,
@@ -534,7 +534,7 @@ def test_text_model() -> None:
     refused(RangeError, f"TextSSMN: input_ids lie in [9, 9]; {way_out}", lambda: model(ids + 9))
     refused(RangeError, f"TextSSMN: input_ids lie in [-1, -1]; {way_out}", lambda: model(ids - 1))
     words = "TextSSMN: the state has no part for the semantic encoder; use model.init_state."
-    refused(StateError, words, lambda: model(ids, text().init_state(B)))
+    refused(StateError, words, lambda: model(ids, text(semantic_encoder=False).init_state(B)))
     assert model(ids - 1, mask=torch.zeros(B, T).bool())[0].eq(0).all()
 
 
@@ -674,8 +674,8 @@ def test_model_folders(tmp_path: Path) -> None:
         (RangeError, {"prompt_ids": []}, "prompt_ids is empty; wanted at least one token to go on from."),
         (StateError, {"state": {}}, "state is dict; wanted a StreamState, a list of them, or None for a fresh one."),
         (ShapeError, {"state": OTHER_STATE}, "state has batch 2; wanted one stream: state.select([row])."),
-        (RangeError, {"max_new_tokens": 0}, "max_new_tokens=0; wanted a whole number of at least 1."),
-        (RangeError, {"max_new_tokens": 1.5}, "max_new_tokens=1.5; wanted a whole number of at least 1."),
+        (RangeError, {"max_new_tokens": 0}, "max_new_tokens=0; wanted a whole number of at least 1 …"),
+        (RangeError, {"max_new_tokens": 1.5}, "max_new_tokens=1.5; wanted a whole number of at least 1 …"),
         (RangeError, {"temperature": -1.0}, "temperature=-1.0; wanted a number of 0 or more."),
         (RangeError, {"top_k": 0}, "top_k=0; wanted a whole number of at least 1, or None for all tokens."),
         (RangeError, {"top_p": 0.0}, "top_p=0.0; wanted a share in (0, 1], or None for all tokens."),

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -125,7 +126,8 @@ def test_plasticity_reaches_the_model(lm: TextSSMN) -> None:
         (DtypeError, {"prompt": "abc"}, "prompt_ids is str; wanted token numbers: tokenizer.encode"),
         (DtypeError, {"prompt": [0.5]}, r"prompt_ids has dtype float64; wanted whole token numbers"),
         (DtypeError, {"prompt": [True]}, "prompt_ids has dtype bool"),
-        (RangeError, {"max_new_tokens": 0}, "max_new_tokens=0; wanted a whole number of at least 1"),
+        (RangeError, {"max_new_tokens": 0}, "max_new_tokens=0; wanted a whole number of at least 1 .*read reads"),
+        (RangeError, {"max_new_tokens": True}, "max_new_tokens=True; wanted a whole number of at least 1"),
         (RangeError, {"temperature": -1.0}, "temperature=-1.0; wanted a number of 0 or more"),
         (RangeError, {"temperature": float("nan")}, "temperature=nan"),
         (RangeError, {"top_k": 0}, "top_k=0; wanted a whole number of at least 1, or None"),
@@ -137,6 +139,15 @@ def test_plasticity_reaches_the_model(lm: TextSSMN) -> None:
         (DtypeError, {"stop": ["a"]}, "stop strings need the text of the tokens; give tokenizer="),
         (RangeError, {"stop": ["a", ""], "tokenizer": BYTES}, "a stop string is empty"),
         (DtypeError, {"stop": [3], "tokenizer": BYTES}, "a stop string is int; wanted str"),
+        (DtypeError, {"stop": b"a", "tokenizer": BYTES}, "stop is bytes; wanted a string, or a list of strings"),
+        (DtypeError, {"stop": 3, "tokenizer": BYTES}, "stop is int; wanted a string, or a list of strings"),
+        (DtypeError, {"stop_tokens": [1.7]}, r"stop_tokens=\[1.7\]; wanted token numbers \(strings .* are stop="),
+        (DtypeError, {"stop_tokens": "</s>"}, "stop_tokens='</s>'; wanted token numbers"),
+        (DtypeError, {"stop_tokens": True}, "stop_tokens=True; wanted token numbers"),
+        (RangeError, {"stop_tokens": 256}, r"stop_tokens=256; wanted token numbers from 0 to 255 \(vocab_size"),
+        (RangeError, {"stop_tokens": [3, -1]}, r"stop_tokens=\[3, -1\]; wanted token numbers from 0"),
+        (DtypeError, {"tokenizer": "model"}, r"tokenizer is str; wanted a Tokenizer, such as Tokenizer.load"),
+        (RangeError, {"seed": True}, "seed=True; wanted a whole number from 0 up, or None"),
         (RangeError, {"seed": -1}, "seed=-1; wanted a whole number from 0 up, or None"),
         (RangeError, {"seed": 0.5}, "seed=0.5; wanted a whole number"),
         (ShapeError, {"seed": [1, 2]}, "seed has 2 numbers; wanted 1, one per prompt"),
@@ -298,6 +309,15 @@ class TestText:
         texts, last = self.said(stop_tokens=[ord("w"), ord("z")])
         assert "".join(texts) == "one é t"
         assert (last.token, last.finish, last.text) == (ord("w"), "stop token", "")
+
+    @pytest.mark.parametrize("ends", [ord("w"), [ord("w")], np.array([ord("w")]), torch.tensor(ord("w")), {ord("w")}])
+    def test_stop_tokens_of_every_form(self, ends: Any) -> None:
+        assert "".join(self.said(stop_tokens=ends)[0]) == "one é t"
+
+    def test_none_stops_nothing(self) -> None:
+        texts, last = self.said(stop=None, stop_tokens=None, max_new_tokens=np.int64(17))
+        assert "".join(texts) == self.SPEECH
+        assert last.finish == "length"
 
 
 def test_the_penalty_ends_a_loop(lm: TextSSMN) -> None:

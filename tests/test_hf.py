@@ -45,8 +45,8 @@ KINDS: dict[str, dict[str, Any]] = {
         "tie_embeddings": False, "semantic_encoder": True, "num_kv_heads": 1, "attention_sinks": True,
         "memory_heads": 2, "update_rule": "erase", "chat_rounds": 1, "write_threshold": 0.4,
     },
-    "plastic only": {"layer_types": ("plastic",) * 3},
-    "static only": {"layer_types": ("static",) * 3, "semantic_encoder": True},
+    "plastic only": {"layer_types": ("plastic",) * 3, "semantic_encoder": False},
+    "static only": {"layer_types": ("static",) * 3},
     "window of one": {"window_size": 1},
 }  # fmt: skip
 VOCABULARY = 47
@@ -128,7 +128,9 @@ def test_padding_anywhere_is_absence(pair: tuple[TextSSMN, SSMNForCausalLM]) -> 
         want, alone = lm(text[None])
         torch.testing.assert_close(logits[row][mask[row].bool()], want[0], rtol=1e-5, atol=1e-5)
         assert_same(state.select([row]), alone)
-    assert not logits[~mask.bool()].any()
+    # Padding says what the step before it in the call said, and nothing where there is none.
+    assert not out.logits[1, : first - 3].any()
+    assert torch.equal(out.logits[0, 7:], out.logits[0, 6:7].expand(first - 7, -1))
 
 
 @torch.no_grad()
@@ -204,6 +206,16 @@ def test_prompts_of_unequal_length_are_as_if_alone(pair: tuple[TextSSMN, SSMNFor
     assert torch.equal(together, alone)
 
 
+@torch.no_grad()
+def test_generation_goes_on_from_padding_on_the_right(model: SSMNForCausalLM) -> None:
+    prompts, options = [ids(1, 3, 5), ids(1, 7, 6)], {"max_new_tokens": 5, "do_sample": False}
+    padded = torch.full((2, 7), 13)
+    padded[0, :3], padded[1] = prompts[0][0], prompts[1][0]
+    mask = torch.tensor([[1] * 3 + [0] * 4, [1] * 7])
+    together = model.generate(padded, attention_mask=mask, **options)[:, 7:]
+    assert torch.equal(together, torch.cat([model.generate(x, **options)[:, -5:] for x in prompts]))
+
+
 def test_rows_that_have_ended_are_filled_with_padding(model: SSMNForCausalLM) -> None:
     prompts = ids(2, 6)
     free = model.generate(prompts, max_new_tokens=9, do_sample=False)
@@ -259,6 +271,10 @@ def test_what_cannot_be_done_is_refused(model: SSMNForCausalLM) -> None:
     tokens = ids(1, 6)
     with pytest.raises(StateError, match=r"0 layers of other kinds.*wanted DynamicCache\(config=model.config\)"):
         model(tokens, past_key_values=DynamicCache())
+    with pytest.raises(StateError, match="wanted DynamicCache"):
+        model(tokens, past_key_values=((torch.zeros(1), torch.zeros(1)),))
+    with pytest.raises(ShapeError, match="inputs_embeds was given; wanted input_ids"):
+        model(inputs_embeds=torch.zeros(1, 3, model.config.hidden_dim))
     with pytest.raises(StateError, match="wanted DynamicCache"):
         model.generate(tokens, max_new_tokens=2, cache_implementation="static")
     with pytest.raises(ValueError, match="not supported with stateful models"):

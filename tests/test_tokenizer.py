@@ -189,6 +189,13 @@ def test_unknown_tokens_flatter_nobody(loaded: dict[str, Tokenizer]) -> None:
     assert plain.byte_lengths.tolist() == [2, 0]
 
 
+def test_half_of_a_surrogate_pair_is_named() -> None:
+    tokenizer = Tokenizer.train_bpe(["one two three one two three"], 300)
+    with pytest.raises(FileError, match=r"the text has U\+D83D, half of a surrogate pair; wanted characters"):
+        tokenizer.encode("cut \ud83d off")
+    assert tokenizer.decode(tokenizer.encode("whole \U0001f600")) == "whole \U0001f600"
+
+
 def test_a_vocabulary_with_no_way_out_says_so() -> None:
     pieces = Tokenizer(tokenizers.Tokenizer(tokenizers.models.Unigram([("a", -1.0), ("b", -2.0)])))
     assert pieces.decode(pieces.encode("ab")) == "a b"

@@ -385,8 +385,9 @@ class TextSSMNConfig(StackConfig):
     """Number of tokens."""
     tie_embeddings: bool = True
     """Output weights = token embeddings, so that a recalled embedding votes for its own token."""
-    semantic_encoder: bool = False
-    """Mixes the last four tokens' embeddings into a thought embedding before the stack."""
+    semantic_encoder: bool = True
+    """Mixes the last four tokens' embeddings into a thought embedding before the stack; docs/text.md says what it
+    gains."""
     embedding_std: float | None = None
     """Standard deviation of the initial embeddings; None = 1/√D."""
     output_memory: bool = False

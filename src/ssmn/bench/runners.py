@@ -30,10 +30,19 @@ _WARM = 1_024
 
 SHAPES: dict[str, StackConfig] = {
     "smollm2-135m": TextSSMNConfig(
-        vocab_size=49_152, hidden_dim=576, num_layers=30, num_heads=9, num_kv_heads=3, ffn_dim=1_536, window_size=512
+        vocab_size=49_152,
+        hidden_dim=576,
+        num_layers=30,
+        num_heads=9,
+        num_kv_heads=3,
+        ffn_dim=1_536,
+        window_size=512,
+        semantic_encoder=False,
     ),
     "control": SSMNConfig(input_dim=8, output_dim=8, hidden_dim=64, num_layers=5, num_heads=4, window_size=64),
-    "tiny": TextSSMNConfig(vocab_size=256, hidden_dim=64, num_layers=5, num_heads=2, window_size=64),
+    "tiny": TextSSMNConfig(
+        vocab_size=256, hidden_dim=64, num_layers=5, num_heads=2, window_size=64, semantic_encoder=False
+    ),
 }
 """Models with random weights: shaped like SmolLM2-135M, a small controller of vectors, and a text model for a try."""
 

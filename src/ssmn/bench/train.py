@@ -145,7 +145,12 @@ class OurTraining(_Training):
 
     def __init__(self, dtype: str, piece: int, *, width: int, layers: int, vocab_size: int, window: int) -> None:
         config = TextSSMNConfig(
-            vocab_size=vocab_size, hidden_dim=width, num_layers=layers, num_heads=width // HEAD_DIM, window_size=window
+            vocab_size=vocab_size,
+            hidden_dim=width,
+            num_layers=layers,
+            num_heads=width // HEAD_DIM,
+            window_size=window,
+            semantic_encoder=False,
         )
         super().__init__(TextSSMN(config), dtype)
         self.piece = piece

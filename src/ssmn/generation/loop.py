@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -94,8 +94,8 @@ def generate(
     min_p: float | None = None,
     repetition_penalty: float = 1.0,
     repetition_window: int | None = 256,
-    stop: str | Sequence[str] = (),
-    stop_tokens: int | Sequence[int] = (),
+    stop: str | Sequence[str] | None = (),
+    stop_tokens: int | Sequence[int] | None = (),
     seed: int | Sequence[int] | None = None,
     plasticity: Plasticity | Sequence[Plasticity | None] | None = None,
     tokenizer: Tokenizer | None = None,
@@ -114,7 +114,7 @@ def generate(
             a list of texts. At least one token each.
         state: Where the streams stand before the prompts: a state of B rows, or one state or None per prompt; None =
             all fresh.
-        max_new_tokens: Ends a row after this many.
+        max_new_tokens: Ends a row after this many, at least 1; `read` reads without writing.
         temperature: Divides the logits; below 1 is safer, 0 always takes the likeliest token.
         top_k: Samples among this many likeliest tokens only.
         top_p: Samples among the fewest likeliest tokens that hold this share of the probability.
@@ -123,8 +123,8 @@ def generate(
             negative ones multiplied. 1 = off.
         repetition_window: How many tokens back the penalty looks, prompt included; None = over the whole prompt and all
             that was written. What a given state has read before is not counted.
-        stop: Strings that end a row; they and what follows are left out of the text. Needs a tokenizer.
-        stop_tokens: Token numbers that end a row; they have no text.
+        stop: Strings that end a row; they and what follows are left out of the text. Needs a tokenizer. None = none.
+        stop_tokens: Token numbers that end a row; they have no text. None = none.
         seed: Makes the sampling repeatable; row i is drawn with seed + i, or with the i-th of a list. None = drawn from
             torch's global generator.
         plasticity: How strongly the memory learns and forgets while reading and writing; fields of one number per row,
@@ -160,20 +160,25 @@ def generate(
         repetition_penalty=repetition_penalty,
         repetition_window=repetition_window,
     )
+    _require_tokenizer(tokenizer)
     prompts = _prompts(prompt_ids, tokenizer)
     _require_known(lm, prompts)
     rows = len(prompts)
-    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-        raise RangeError(f"generate: max_new_tokens={max_new_tokens!r}; wanted a whole number of at least 1.")
+    if not _is_whole(max_new_tokens) or max_new_tokens < 1:
+        raise RangeError(
+            f"generate: max_new_tokens={max_new_tokens!r}; wanted a whole number of at least 1 "
+            "(ssmn.generation.read reads a prompt and writes nothing)."
+        )
+    stop = () if stop is None else stop
     if stop and tokenizer is None:
         raise DtypeError("generate: stop strings need the text of the tokens; give tokenizer= as well.")
     StopStrings(stop)  # for its checks, now rather than at the first token
-    ends = [stop_tokens] if isinstance(stop_tokens, (int, np.integer)) else stop_tokens
+    ends = _stop_tokens(stop_tokens, _vocabulary(lm))
     states, learning = _states(state, rows), _learning(plasticity, rows)
     seeds = _seeds(seed, rows)
     runner = _runner(lm, states, learning, backend)
     outs = [None if tokenizer is None else TextOut(tokenizer, stop) for _ in range(rows)]
-    return _decode(runner, prompts, sampling, max_new_tokens, outs, frozenset(map(int, ends)), seeds)
+    return _decode(runner, prompts, sampling, int(max_new_tokens), outs, ends, seeds)
 
 
 def read(
@@ -208,6 +213,7 @@ def read(
         >>> read(lm, [1, 2, 3]).position.tolist()
         [3]
     """
+    _require_tokenizer(tokenizer)
     prompts = _prompts(token_ids, tokenizer)
     _require_known(lm, prompts)
     runner = _runner(lm, _states(state, len(prompts)), _learning(plasticity, len(prompts)), backend)
@@ -312,9 +318,21 @@ def _numbers(given: Any, name: str) -> np.ndarray:
     return array
 
 
+def _require_tokenizer(given: Any) -> None:
+    if given is not None and not callable(getattr(given, "stream_decoder", None)):
+        raise DtypeError(
+            f"generate: tokenizer is {type(given).__name__}; wanted a Tokenizer, such as Tokenizer.load(path)."
+        )
+
+
+def _vocabulary(lm: Any) -> int | None:
+    """How many tokens the model has, as far as it says so."""
+    return getattr(getattr(lm, "config", None), "vocab_size", None)
+
+
 def _require_known(lm: Any, prompts: list[list[int]]) -> None:
     """Refuses tokens that the model does not have."""
-    size = getattr(getattr(lm, "config", None), "vocab_size", None)
+    size = _vocabulary(lm)
     low, high = min(map(min, prompts)), max(map(max, prompts))
     if size is not None and not 0 <= low <= high < size:
         raise RangeError(
@@ -361,6 +379,25 @@ def _learning(given: Any, rows: int) -> list[Plasticity | None]:
     return [None if one is None else one.per_row(1)[0] for one in given]
 
 
+def _stop_tokens(given: Any, size: int | None) -> frozenset[int]:
+    """The tokens that end a row, all of them in a vocabulary of `size`."""
+    if given is None:
+        return frozenset()
+    numbers = given.tolist() if isinstance(given, (torch.Tensor, np.ndarray)) else given
+    numbers = [numbers] if isinstance(numbers, (int, np.integer)) else numbers
+    if isinstance(numbers, (str, bytes)) or not isinstance(numbers, Iterable) or not all(map(_is_whole, numbers)):
+        raise DtypeError(f"generate: stop_tokens={given!r}; wanted token numbers (strings that end a row are stop=).")
+    found = frozenset(map(int, numbers))
+    if found and (min(found) < 0 or (size is not None and max(found) >= size)):
+        end = "up" if size is None else f"to {size - 1} (vocab_size − 1)"
+        raise RangeError(f"generate: stop_tokens={given!r}; wanted token numbers from 0 {end}.")
+    return found
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
 def _seeds(given: Any, rows: int) -> list[int]:
     if given is None:
         return torch.randint(2**62, [rows]).tolist()
@@ -369,9 +406,9 @@ def _seeds(given: Any, rows: int) -> list[int]:
             raise ShapeError(f"generate: seed has {len(given)} numbers; wanted {rows}, one per prompt.")
         seeds = list(given)
     else:
-        seeds = [given + row for row in range(rows)] if isinstance(given, (int, np.integer)) else [given]
+        seeds = [given + row for row in range(rows)] if _is_whole(given) else [given]
     for seed in seeds:
-        if not isinstance(seed, (int, np.integer)) or seed < 0:
+        if not _is_whole(seed) or seed < 0:
             raise RangeError(f"generate: seed={seed!r}; wanted a whole number from 0 up, or None.")
     return [int(seed) for seed in seeds]
 

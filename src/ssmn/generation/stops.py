@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ssmn.errors import DtypeError, RangeError
 
@@ -28,6 +28,8 @@ class StopStrings:
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
+        if isinstance(stops, bytes) or not isinstance(stops, Iterable):
+            raise DtypeError(f"generate: stop is {type(stops).__name__}; wanted a string, or a list of strings.")
         stops = [stops] if isinstance(stops, str) else list(stops)
         for stop in stops:
             if not isinstance(stop, str):

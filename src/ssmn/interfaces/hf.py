@@ -227,7 +227,8 @@ class SSMNForCausalLM(PreTrainedModel, GenerationMixin):
         Args:
             input_ids: [B, T] integers in [0, vocab_size).
             attention_mask: [B, at least T], 0 = padding, on any side; the last T columns count. Padding leaves the
-                state as it is, and its logits are 0.
+                state as it is, and its logits are those of the step before it, so that `generate` goes on from a text
+                that is padded on the right; before the first step of a row they are 0.
             position_ids: [B, T], used only to find packed sequences: without attention_mask and cache, the state is
                 fresh wherever the numbers do not count up by one. Positions themselves are part of the state.
             past_key_values: `DynamicCache(config=model.config)`; it is written into.
@@ -243,6 +244,11 @@ class SSMNForCausalLM(PreTrainedModel, GenerationMixin):
         Raises:
             ShapeError, DtypeError, RangeError, StateError: An argument does not fit; the message names it.
         """
+        if kwargs.get("inputs_embeds") is not None:
+            raise ShapeError(
+                "SSMNForCausalLM: inputs_embeds was given; wanted input_ids, since a stream is made of tokens "
+                "(ssmn.SSMN reads vectors)."
+            )
         outputs = self._read(
             input_ids,
             attention_mask,
@@ -288,7 +294,7 @@ class SSMNForCausalLM(PreTrainedModel, GenerationMixin):
         if cache is not None:
             _fill(cache, state, hidden.shape[1])
         if mask is not None:
-            hidden = torch.where(mask.unsqueeze(-1), hidden, 0.0)
+            hidden = _filled(hidden, mask)
         return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=cache if use_cache else None)
 
     def stream_state(self, past_key_values: Cache) -> StreamState | None:
@@ -303,7 +309,7 @@ class SSMNForCausalLM(PreTrainedModel, GenerationMixin):
         return cache
 
     def _stream_state(self, cache: Cache) -> StreamState | None:
-        layers: list[Any] = cache.layers
+        layers: list[Any] = getattr(cache, "layers", [])
         wanted = [type(layer) for layer in DynamicCache(config=self.config).layers]
         if [type(layer) for layer in layers] != wanted:
             raise StateError(
@@ -408,6 +414,12 @@ def _open_steps(attention_mask: Tensor, input_ids: Tensor) -> Tensor | None:
         )
     mask = attention_mask[:, attention_mask.shape[1] - time :].to(torch.bool)
     return None if bool(mask.all()) else mask
+
+
+def _filled(hidden: Tensor, mask: Tensor) -> Tensor:
+    """[B, T, D] with that of the last open step in place of every closed one; 0 before the first."""
+    latest = torch.where(mask, torch.arange(mask.shape[1], device=mask.device), -1).cummax(1).values.unsqueeze(-1)
+    return torch.where(latest >= 0, hidden.gather(1, latest.clamp(min=0).expand_as(hidden)), 0.0)
 
 
 def _sequence_starts(position_ids: Tensor, input_ids: Tensor) -> Tensor | None:

@@ -21,6 +21,9 @@ from ssmn.files import atomic_write
 # the same tokens as the whole text: that is what lets a stream be encoded as it arrives.
 _PATTERN = r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|[^\S\n]+(?!\S)|[^\S\n]+|\n"
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half of a surrogate pair, which is no character: what `surrogateescape` and some JSON leave in a string."""
+
 _CHUNK_CHARACTERS = 1 << 16
 _MOST_TOKENS = 1 << 24
 """A vocabulary has a table of so many rows; a file with larger numbers would have one of any size made."""
@@ -174,7 +177,8 @@ class Tokenizer:
 
         Raises:
             DtypeError: Neither characters nor bytes.
-            FileError: The bytes are not UTF-8, and the tokenizer is not the byte tokenizer.
+            FileError: The bytes are not UTF-8 (or the text has half of a surrogate pair), and the tokenizer is not the
+                byte tokenizer.
         """
         if not isinstance(text, (str, bytes, bytearray)):
             raise DtypeError(f"Tokenizer.encode: text is {type(text).__name__}; wanted str or bytes.")
@@ -196,9 +200,15 @@ class Tokenizer:
 
     def _encode(self, pieces: Iterable[str], special: bool) -> np.ndarray:
         self._backend.encode_special_tokens = not special
+        pieces = list(pieces)
         try:
-            encodings = self._backend.encode_batch_fast(list(pieces), add_special_tokens=False)
+            encodings = self._backend.encode_batch_fast(pieces, add_special_tokens=False)
         except Exception as error:  # bare, of a vocabulary that has no token for something and none for the unknown
+            if lone := next(filter(None, map(_SURROGATE.search, pieces)), None):
+                raise FileError(
+                    f"Tokenizer.encode: the text has U+{ord(lone[0]):04X}, half of a surrogate pair; wanted characters "
+                    "of Unicode (text.encode('utf-8', 'replace')), or use the byte tokenizer."
+                ) from None
             raise FileError(
                 f"Tokenizer.encode: the {self.kind} tokenizer refuses the text ({error}); wanted a vocabulary with "
                 "byte fallback or an unknown token."

@@ -151,7 +151,14 @@ def _sums(steps: int) -> dict[str, float]:
     for rule in ("hebbian", "delta", "erase"):
         torch.manual_seed(0)
         config = TextSSMNConfig(
-            vocab_size=97, hidden_dim=WIDTH, num_layers=3, num_heads=2, window_size=16, memory_heads=2, update_rule=rule
+            vocab_size=97,
+            hidden_dim=WIDTH,
+            num_layers=3,
+            num_heads=2,
+            window_size=16,
+            memory_heads=2,
+            update_rule=rule,
+            semantic_encoder=False,
         )
         model = TextSSMN(config)
         _, state = model(torch.randint(97, (1, 300)))
@@ -187,7 +194,7 @@ def _planted() -> dict[str, dict[str, float]]:
 def _cost(preset: str, steps: int) -> dict[str, float]:
     """Seconds of processor time, the least of five: reading, recording what was read, and tracing it."""
     torch.manual_seed(0)
-    model = TextSSMN(TextSSMNConfig.preset(preset, vocab_size=1024)).eval()
+    model = TextSSMN(TextSSMNConfig.preset(preset, vocab_size=1024, semantic_encoder=False)).eval()
     tokens = torch.randint(1024, (1, steps))
     _, state = model(tokens)
     tracer = Tracer(model, state)

@@ -157,7 +157,9 @@ def times(length: int, repeats: int) -> Result:
             )
             for share in (*SHARES, 0.0)
         }
-    config = TextSSMNConfig(vocab_size=1024, hidden_dim=96, num_layers=5, num_heads=4, window_size=64)
+    config = TextSSMNConfig(
+        vocab_size=1024, hidden_dim=96, num_layers=5, num_heads=4, window_size=64, semantic_encoder=False
+    )
     model = TextSSMN(config).eval()
     tokens = torch.randint(1024, (1, length), generator=generator)
     with watch_importance(model) as seen:

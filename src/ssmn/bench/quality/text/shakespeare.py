@@ -29,9 +29,9 @@ CARRIED_PIECES = 4
 
 MODELS: dict[str, dict[str, Any]] = {
     "ssmn": {"plastic": 1, "window_size": 64, "semantic_encoder": True},
-    "transformer": {"window_size": CONTEXT},
+    "transformer": {"window_size": CONTEXT, "semantic_encoder": False},
     "transformer-encoder": {"window_size": CONTEXT, "semantic_encoder": True},
-    "ssmn-no-encoder": {"plastic": 1, "window_size": 64},
+    "ssmn-no-encoder": {"plastic": 1, "window_size": 64, "semantic_encoder": False},
 }
 """What differs between the models: `plastic` is the place of the one plastic layer. The Transformers read whole
 contexts, each from a fresh state."""
