@@ -245,6 +245,23 @@ def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
         ppo.train(SMALL, Recall(4), settings, out=tmp_path / "other", resume=True)
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_run_goes_on_from_before_its_first_update(frozen: bool, tmp_path: Path) -> None:
+    def core(input_dim: int, output_dim: int) -> Any:
+        made = SMALL(input_dim, output_dim)
+        made.input.weight.requires_grad_(not frozen)
+        return made
+
+    envs, settings = Recall(4), ppo.PPOConfig(steps=56, rollout=7, minibatches=2, epochs=1, features=6)
+    run = run_of(envs, epochs=1)
+    path = tmp_path / ppo.CHECKPOINT_FILE
+    run.save(path)
+    ppo.train(core, envs, settings, out=tmp_path, resume=True, on_rollout=lambda _: True)  # one rollout
+    result = ppo.train(core, envs, settings, out=tmp_path, resume=True)
+    assert result.step == 56 and not result.interrupted
+    assert torch.equal(result.agent.core.input.weight, run.agent.core.input.weight) == frozen
+
+
 def test_the_same_seed_gives_the_same_run() -> None:
     settings = ppo.PPOConfig(steps=56, rollout=7, minibatches=2, epochs=1, features=6)
     first, second = (ppo.train(SMALL, Recall(4), settings) for _ in range(2))

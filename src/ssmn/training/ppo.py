@@ -338,10 +338,8 @@ class _EngineSteps(_Steps):
     """The same by the engine, in a tenth of the time; it has the weights as they are now."""
 
     def __init__(self, core: SSMN, state: StreamState) -> None:
-        self.rows = np.arange(state.batch_size)
         self.engine = Engine(core, streams=state.batch_size)
-        for row in self.rows.tolist():
-            self.engine.set_state(row, state.select([row]))
+        self.engine.set_states(state)
 
     def __call__(self, x: Tensor, first: NDArray[np.bool_]) -> Tensor:
         for row in np.flatnonzero(first).tolist():
@@ -349,7 +347,7 @@ class _EngineSteps(_Steps):
         return torch.from_numpy(self.engine.step(x.numpy()).copy())
 
     def select(self, rows: NDArray[np.int64]) -> StreamState:
-        return StreamState.merge([self.engine.get_state(row) for row in rows.tolist()])
+        return self.engine.get_states(rows)
 
 
 def _steps(core: RecurrentCore, state: Any) -> _Steps:
@@ -366,7 +364,7 @@ class _Run:
     def __init__(self, agent: Agent, envs: VectorEnv[Any, Any, Any], config: PPOConfig) -> None:
         self.agent, self.envs, self.config = agent, envs, config
         self.same_step = _resets_in_same_step(envs)
-        self.optimizer = torch.optim.Adam(agent.parameters(), lr=config.learning_rate, eps=1e-5)
+        self.optimizer = torch.optim.Adam(agent.parameters(), lr=config.learning_rate, eps=1e-5, fused=True)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.step, self.ends, self.returns = 0, [], []
         self.recent: deque[float] = deque(maxlen=100)
@@ -411,14 +409,14 @@ class _Run:
     @torch.no_grad()
     def _collect(self) -> _Rollout:
         agent, envs, before = self.agent, self.envs, self.state
-        columns: dict[str, list[Tensor]] = {field.name: [] for field in dataclasses.fields(_Rollout)[:9]}
-        steps, rows = _steps(agent.core, before), np.arange(envs.num_envs)
+        names = ("x", "first", "actions", "rewards", "terminated", "ended", "void")
+        columns: dict[str, list[Tensor]] = {name: [] for name in names}
+        steps, hidden = _steps(agent.core, before), []
         for _ in range(self.config.rollout):
             x = agent.observations(self.seen, self.first, learn=True)
             first = torch.from_numpy(self.first)
-            output, values = agent.heads(steps(x, self.first))
-            actions = agent.sample(output, self.generator)
-            log_probs = agent.distribution(output).log_prob(actions)
+            hidden.append(steps(x, self.first))
+            actions = agent.sample(agent.policy(hidden[-1]), self.generator)
             self.seen, rewards, terminated, truncated, info = envs.step(agent.to_environment(actions))
             ended = (terminated | truncated) & ~self.void
             rewards = np.where(self.void, 0.0, rewards)
@@ -428,14 +426,19 @@ class _Run:
                 rewards = rewards + self.config.discount * self._left(info, truncated & ~terminated, steps)
             # In the same step the next observation is of another episode; in the next step it is still of this one.
             is_over = ended if self.same_step else terminated & ~self.void
-            step = (x, first, actions, log_probs, values, rewards, is_over, ended, self.void)
+            step = (x, first, actions, rewards, is_over, ended, self.void)
             for column, value in zip(columns.values(), step, strict=True):
                 column.append(value if isinstance(value, Tensor) else torch.from_numpy(value))
             none = np.zeros_like(ended)
             self.first, self.void = (ended, none) if self.same_step else (self.void, ended)
-        self.state = steps.select(rows)
-        _, value = agent.heads(steps(agent.observations(self.seen, self.first), self.first))
-        return _Rollout(**{n: torch.stack(c, 1) for n, c in columns.items()}, last_value=value, state=before)
+        self.state = steps.select(np.arange(envs.num_envs))
+        hidden.append(steps(agent.observations(self.seen, self.first), self.first))
+        taken = {name: torch.stack(column, 1) for name, column in columns.items()}
+        output, values = agent.heads(torch.stack(hidden, 1))
+        log_probs = agent.distribution(output[:, :-1]).log_prob(taken["actions"])
+        return _Rollout(
+            **taken, log_probs=log_probs, values=values[:, :-1], last_value=values[:, -1], state=before
+        )  # fmt: skip
 
     def _note(self, rewards: NDArray[np.float64], ended: NDArray[np.bool_]) -> None:
         self.step += len(rewards)
@@ -523,8 +526,9 @@ class _Run:
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         self.agent.load_state_dict(_under("agent.", tensors))
         for name, weight in self.agent.named_parameters():
-            keys = ("step", "exp_avg", "exp_avg_sq")
-            self.optimizer.state[weight] = {key: tensors[f"optimizer.{key}.{name}"] for key in keys}
+            keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"optimizer.{key}.{name}" in tensors]
+            if keys:  # a frozen weight has none, nor has any before the first update
+                self.optimizer.state[weight] = {key: tensors[f"optimizer.{key}.{name}"] for key in keys}
         self.generator.set_state(tensors["random"])
         self.reward_scale, self.advantage_unit = arrays["reward_scale"], float(arrays["advantage_unit"])
         self.ends, self.returns, self.step = arrays["ends"].tolist(), arrays["returns"].tolist(), header["step"]
