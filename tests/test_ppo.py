@@ -157,6 +157,8 @@ def test_the_engine_takes_the_same_steps() -> None:
     rows = np.array([2, 1])
     for name, tensor in packed.select(rows).named_tensors().items():
         torch.testing.assert_close(tensor, plain.select(rows).named_tensors()[name], rtol=1e-4, atol=1e-5)
+    x = torch.randn(2, 3)
+    torch.testing.assert_close(packed.last(x, rows), plain.last(x, rows), rtol=1e-4, atol=1e-5)
 
 
 def test_a_quiet_rollout_is_not_made_loud() -> None:

@@ -329,6 +329,11 @@ class _Steps:
         y, self.state = self.core(x.unsqueeze(1), self.state, reset=torch.from_numpy(first).unsqueeze(1))
         return y[:, 0]
 
+    def last(self, x: Tensor, rows: NDArray[np.int64]) -> Tensor:
+        """[R, input_dim] to [R, features]: one more step of some rows, which must be fresh at the next."""
+        y, _ = self.core(x.unsqueeze(1), self.state.select(rows.tolist()))
+        return y[:, 0]
+
     def select(self, rows: NDArray[np.int64]) -> Any:
         """The states of some rows."""
         return self.state.select(rows.tolist())
@@ -345,6 +350,9 @@ class _EngineSteps(_Steps):
         for row in np.flatnonzero(first).tolist():
             self.engine.reset(row)
         return torch.from_numpy(self.engine.step(x.numpy()).copy())
+
+    def last(self, x: Tensor, rows: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(self.engine.step(x.numpy(), streams=rows).copy())
 
     def select(self, rows: NDArray[np.int64]) -> StreamState:
         return self.engine.get_states(rows)
@@ -464,10 +472,9 @@ class _Run:
         """[B], the value of where a truncated episode was stopped; 0 elsewhere."""
         chosen = np.flatnonzero(rows)
         final = np.stack([info["final_obs"][row] for row in chosen])
-        x = self.agent.observations(final, np.zeros(len(chosen), dtype=bool)).unsqueeze(1)
-        open_ = torch.zeros(len(chosen), 1, dtype=torch.bool)
-        _, value, _ = self.agent(x, steps.select(chosen), open_)
-        return torch.zeros(len(rows)).index_put((torch.from_numpy(chosen),), value[:, 0])
+        x = self.agent.observations(final, np.zeros(len(chosen), dtype=bool))
+        _, value = self.agent.heads(steps.last(x, chosen))
+        return torch.zeros(len(rows)).index_put((torch.from_numpy(chosen),), value)
 
     def _update(self, rollout: _Rollout, entropy_weight: float) -> tuple[float, float, float]:
         config, counts = self.config, ~rollout.void
