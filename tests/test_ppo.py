@@ -243,6 +243,11 @@ def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
                   discount=0.5), out=tmp_path, resume=True)  # fmt: skip
     with pytest.raises(TrainingError, match=r"core.input.weight is \[16, 4\] in .* but \[16, 8\] in this agent"):
         ppo.load_agent(tmp_path, SMALL, spaces.Discrete(7), Recall(4).single_action_space)
+    gentle = ppo.ssmn_core(16, ("static", "plastic"), 3, ffn_dim=8, plasticity_eta=0.05)  # the same shapes
+    with pytest.raises(TrainingError, match=r"core.plasticity_eta is 0.1 in .* but 0.05 in this agent"):
+        ppo.load_agent(tmp_path, gentle, Recall(4).single_observation_space, Recall(4).single_action_space)
+    with pytest.raises(TrainingError, match=r"other settings \(agent\)"):
+        ppo.train(gentle, Recall(4), settings, out=tmp_path, resume=True)
     with pytest.raises(TrainingError, match=r"has no ppo\.safetensors to resume"):
         ppo.train(SMALL, Recall(4), settings, out=tmp_path / "other", resume=True)
 

@@ -542,8 +542,7 @@ class _Run:
         self.recent.extend(self.returns[-100:])
 
     def _settings(self) -> dict[str, Any]:
-        shapes = {name: list(tensor.shape) for name, tensor in self.agent.state_dict().items()}
-        rest = {"num_envs": self.envs.num_envs, "shapes": shapes}
+        rest = {"num_envs": self.envs.num_envs, "agent": _parts(self.agent)}
         return json.loads(json.dumps(dataclasses.asdict(self.config) | rest))
 
 
@@ -558,16 +557,22 @@ def load_agent(
     """
     arrays, header = read_file(Path(folder) / CHECKPOINT_FILE, kind="checkpoint")
     agent = Agent(core, observations, actions, header["settings"]["features"])
-    shapes = {name: list(tensor.shape) for name, tensor in agent.state_dict().items()}
-    if shapes != header["settings"]["shapes"]:
-        theirs = header["settings"]["shapes"]
-        name = min(n for n in shapes.keys() | theirs.keys() if shapes.get(n) != theirs.get(n))
+    mine, theirs = json.loads(json.dumps(_parts(agent))), header["settings"]["agent"]
+    if mine != theirs:
+        name = min(n for n in mine.keys() | theirs.keys() if mine.get(n) != theirs.get(n))
         raise TrainingError(
-            f"ppo.load_agent: {name} is {theirs.get(name)} in {folder} but {shapes.get(name)} in this agent; build it "
+            f"ppo.load_agent: {name} is {theirs.get(name)} in {folder} but {mine.get(name)} in this agent; build it "
             f"with the run's own core and spaces."
         )
     agent.load_state_dict(_under("agent.", {name: torch.from_numpy(array) for name, array in arrays.items()}))
     return agent
+
+
+def _parts(agent: Agent) -> dict[str, Any]:
+    """What an agent must have in common with a checkpoint's: the shapes of its weights, the settings of its core."""
+    shapes = {name: list(tensor.shape) for name, tensor in agent.state_dict().items()}
+    core = agent.core.config.to_dict() if isinstance(agent.core, SSMN) else {}
+    return shapes | {f"core.{name}": value for name, value in core.items()}
 
 
 def _clocks() -> NDArray[np.float64]:
