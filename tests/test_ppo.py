@@ -135,6 +135,15 @@ def test_a_truncated_episode_counts_what_was_left() -> None:
     torch.testing.assert_close(added, 0.99 * values[0, 3], rtol=1e-4, atol=1e-5)
 
 
+def test_a_constant_reward_is_not_blown_up() -> None:
+    run = run_of(clocks(AutoresetMode.SAME_STEP, False))
+    rewards, unit = run._collect().rewards, run.reward_scale[2] ** 0.5
+    torch.testing.assert_close(rewards, torch.full((2, 7), 1 / unit).float())  # of all seven steps the same
+    sums = torch.tensor([1, 1.99, 2.9701, 3.940399])
+    spread = torch.cat([sums[[0, 1, 2, 0, 1, 2, 0]], sums[[0, 1, 2, 3, 0, 1, 2]]]).std(correction=0)
+    assert unit == pytest.approx(float(spread), rel=1e-5)
+
+
 def test_the_update_sees_what_the_rollout_saw() -> None:
     run = run_of(Recall(5), rollout=7)
     run._collect()

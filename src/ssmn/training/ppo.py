@@ -419,7 +419,7 @@ class _Run:
         agent, envs, before = self.agent, self.envs, self.state
         names = ("x", "first", "actions", "rewards", "terminated", "ended", "void")
         columns: dict[str, list[Tensor]] = {name: [] for name in names}
-        steps, hidden = _steps(agent.core, before), []
+        steps, hidden, left = _steps(agent.core, before), [], []
         for _ in range(self.config.rollout):
             x = agent.observations(self.seen, self.first, learn=True)
             first = torch.from_numpy(self.first)
@@ -429,9 +429,9 @@ class _Run:
             ended = (terminated | truncated) & ~self.void
             rewards = np.where(self.void, 0.0, rewards)
             self._note(rewards, ended)
-            rewards = torch.from_numpy(rewards / self._unit(rewards, ended)).float()
-            if self.same_step and (truncated & ~terminated).any():
-                rewards = rewards + self.config.discount * self._left(info, truncated & ~terminated, steps)
+            self._measure(rewards, ended)
+            cut = truncated & ~terminated
+            left.append(self._left(info, cut, steps) if self.same_step and cut.any() else torch.zeros(len(cut)))
             # In the same step the next observation is of another episode; in the next step it is still of this one.
             is_over = ended if self.same_step else terminated & ~self.void
             step = (x, first, actions, rewards, is_over, ended, self.void)
@@ -442,6 +442,8 @@ class _Run:
         self.state = steps.select(np.arange(envs.num_envs))
         hidden.append(steps(agent.observations(self.seen, self.first), self.first))
         taken = {name: torch.stack(column, 1) for name, column in columns.items()}
+        unit = math.sqrt(self.reward_scale[2] + 1e-8)
+        taken["rewards"] = (taken["rewards"] / unit).float() + self.config.discount * torch.stack(left, 1)
         output, values = agent.heads(torch.stack(hidden, 1))
         log_probs = agent.distribution(output[:, :-1]).log_prob(taken["actions"])
         return _Rollout(
@@ -457,8 +459,8 @@ class _Run:
         self.recent.extend(finished)
         self.sums[ended] = 0
 
-    def _unit(self, rewards: NDArray[np.float64], ended: NDArray[np.bool_]) -> float:
-        """Running deviation of the discounted returns: rewards are learned in units of it."""
+    def _measure(self, rewards: NDArray[np.float64], ended: NDArray[np.bool_]) -> None:
+        """Takes a step's rewards into the deviation of the discounted returns: a rollout is learned in units of it."""
         self.discounted = self.discounted * self.config.discount + rewards
         count, mean, variance = self.reward_scale
         new = len(rewards)
@@ -466,7 +468,6 @@ class _Run:
         variance = (variance * count + self.discounted.var() * new + shift**2 * count * new / total) / total
         self.reward_scale = np.array([total, mean + shift * new / total, variance])
         self.discounted[ended] = 0
-        return math.sqrt(variance + 1e-8)
 
     def _left(self, info: dict[str, Any], rows: NDArray[np.bool_], steps: _Steps) -> Tensor:
         """[B], the value of where a truncated episode was stopped; 0 elsewhere."""
