@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 CORES = ("ssmn", "gru", "lstm")
 RATES = (1e-3, 2e-3)
 ROWS = 64
-OURS = {"plasticity_eta": 0.1}
-"""Of our core alone: at the usual 0.5 three writes to a key all but replace what was there, so nothing is counted."""
+OURS = {"ffn": 62, "plasticity_eta": 0.1, "memory_heads": 4}
+"""Of our core alone: gentle writes into four memories that forget at four rates, so that it can count. The narrower
+feed-forward makes up for the weights of the further heads."""
 
 
 class Task(NamedTuple):
@@ -129,8 +130,9 @@ def _builder(settings: Mapping[str, Any]) -> Any:
     from ssmn.training import ppo
     from ssmn.training.cores import GatedCore
 
+    own = {name: settings[name] for name in ("plasticity_eta", "memory_heads") if name in settings}
     layers = tuple(settings["layers"])
-    ours = ppo.ssmn_core(settings["width"], layers, settings["window"], ffn_dim=settings["ffn"], **OURS)
+    ours = ppo.ssmn_core(settings["width"], layers, settings["window"], ffn_dim=settings["ffn"], **own)
     if settings["core"] == "ssmn":
         return ours
 
