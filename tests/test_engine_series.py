@@ -60,8 +60,9 @@ def test_steps_as_the_model_does(config: SSMNConfig) -> None:
     engine = Engine(model, streams=2)
     assert_near(stepped(engine, series), expected)
     assert engine.position(1) == int(state.position[1])
-    for stream in range(2):
-        assert_same_state(engine.get_state(stream), state.select([stream]))
+    assert_same_state(engine.get_states(), state)
+    engine.set_states(state)
+    assert state.diff(engine.get_states()).identical
 
 
 @every_series

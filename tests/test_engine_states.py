@@ -12,7 +12,7 @@ from engines import CONFIGS, assert_close, every_config, inputs_of, model_of, ou
 from ssmn import native
 from ssmn.config import StackConfig
 from ssmn.engine import Engine
-from ssmn.errors import FileError, StateError
+from ssmn.errors import FileError, RangeError, StateError
 from ssmn.models import load_model
 from ssmn.state import StreamState
 
@@ -34,6 +34,27 @@ def test_a_state_goes_there_and_back(config: StackConfig, length: int) -> None:
     with torch.no_grad():
         on, _ = model(torch.from_numpy(xs[:5]).transpose(0, 1), engine.get_state(1))
     assert_close(engine.run(xs[:5], streams=[1]), on.transpose(0, 1).numpy(), 2e-5)
+
+
+@every_config
+def test_many_states_go_at_once(config: StackConfig) -> None:
+    model = model_of(config)
+    engine, alone = Engine(model, streams=4), Engine(model, streams=4)
+    for stream, length in enumerate((0, 2, 150, 11)):
+        engine.run(inputs_of(config, length, 1), streams=[stream])
+    states = [engine.get_state(stream) for stream in range(4)]
+    assert StreamState.merge(states).diff(engine.get_states()).identical
+    assert StreamState.merge([states[3], states[1]]).diff(engine.get_states([3, 1])).identical
+    alone.set_states(engine.get_states([2, 3, 1]), [3, 0, 2])
+    assert [alone.position(stream) for stream in range(4)] == [11, 0, 2, 150]
+    for stream, state in enumerate((states[3], model.init_state(1), states[1], states[2])):
+        assert state.diff(alone.get_state(stream)).identical
+    xs = inputs_of(config, 20, 4)
+    assert_close(alone.run(xs), engine.run(xs, streams=[3, 0, 1, 2]), 2e-5)
+    with pytest.raises(StateError, match=r"set_states: .* is \[2, .*wanted \[4, .*: 4 rows"):
+        engine.set_states(alone.get_states([0, 1]))
+    with pytest.raises(RangeError, match="set_states: streams names one twice"):
+        engine.set_states(states[0], [1, 1])
 
 
 @every_config

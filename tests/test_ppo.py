@@ -135,6 +135,15 @@ def test_a_truncated_episode_counts_what_was_left() -> None:
     torch.testing.assert_close(added, 0.99 * values[0, 3], rtol=1e-4, atol=1e-5)
 
 
+def test_a_constant_reward_is_not_blown_up() -> None:
+    run = run_of(clocks(AutoresetMode.SAME_STEP, False))
+    rewards, unit = run._collect().rewards, run.reward_scale[2] ** 0.5
+    torch.testing.assert_close(rewards, torch.full((2, 7), 1 / unit).float())  # of all seven steps the same
+    sums = torch.tensor([1, 1.99, 2.9701, 3.940399])
+    spread = torch.cat([sums[[0, 1, 2, 0, 1, 2, 0]], sums[[0, 1, 2, 3, 0, 1, 2]]]).std(correction=0)
+    assert unit == pytest.approx(float(spread), rel=1e-5)
+
+
 def test_the_update_sees_what_the_rollout_saw() -> None:
     run = run_of(Recall(5), rollout=7)
     run._collect()
@@ -157,6 +166,8 @@ def test_the_engine_takes_the_same_steps() -> None:
     rows = np.array([2, 1])
     for name, tensor in packed.select(rows).named_tensors().items():
         torch.testing.assert_close(tensor, plain.select(rows).named_tensors()[name], rtol=1e-4, atol=1e-5)
+    x = torch.randn(2, 3)
+    torch.testing.assert_close(packed.last(x, rows), plain.last(x, rows), rtol=1e-4, atol=1e-5)
 
 
 def test_a_quiet_rollout_is_not_made_loud() -> None:
@@ -241,8 +252,30 @@ def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
                   discount=0.5), out=tmp_path, resume=True)  # fmt: skip
     with pytest.raises(TrainingError, match=r"core.input.weight is \[16, 4\] in .* but \[16, 8\] in this agent"):
         ppo.load_agent(tmp_path, SMALL, spaces.Discrete(7), Recall(4).single_action_space)
+    gentle = ppo.ssmn_core(16, ("static", "plastic"), 3, ffn_dim=8, plasticity_eta=0.05)  # the same shapes
+    with pytest.raises(TrainingError, match=r"core.plasticity_eta is 0.1 in .* but 0.05 in this agent"):
+        ppo.load_agent(tmp_path, gentle, Recall(4).single_observation_space, Recall(4).single_action_space)
+    with pytest.raises(TrainingError, match=r"other settings \(agent\)"):
+        ppo.train(gentle, Recall(4), settings, out=tmp_path, resume=True)
     with pytest.raises(TrainingError, match=r"has no ppo\.safetensors to resume"):
         ppo.train(SMALL, Recall(4), settings, out=tmp_path / "other", resume=True)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_run_goes_on_from_before_its_first_update(frozen: bool, tmp_path: Path) -> None:
+    def core(input_dim: int, output_dim: int) -> Any:
+        made = SMALL(input_dim, output_dim)
+        made.input.weight.requires_grad_(not frozen)
+        return made
+
+    envs, settings = Recall(4), ppo.PPOConfig(steps=56, rollout=7, minibatches=2, epochs=1, features=6)
+    run = run_of(envs, epochs=1)
+    path = tmp_path / ppo.CHECKPOINT_FILE
+    run.save(path)
+    ppo.train(core, envs, settings, out=tmp_path, resume=True, on_rollout=lambda _: True)  # one rollout
+    result = ppo.train(core, envs, settings, out=tmp_path, resume=True)
+    assert result.step == 56 and not result.interrupted
+    assert torch.equal(result.agent.core.input.weight, run.agent.core.input.weight) == frozen
 
 
 def test_the_same_seed_gives_the_same_run() -> None:

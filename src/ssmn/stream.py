@@ -230,13 +230,12 @@ class _EngineRows:
 
     def get(self) -> StreamState:
         """The state of all rows."""
-        return StreamState.merge([self.engine.get_state(row) for row in range(self.engine.streams)])
+        return self.engine.get_states()
 
     def put(self, state: StreamState) -> None:
         """Goes on from a state, with as many rows as it has."""
         fresh = self.engine.sibling(state.batch_size)
-        for row in range(state.batch_size):
-            fresh.set_state(row, state.select([row]))
+        fresh.set_states(state)
         self.engine, self._plasticity = fresh, None
 
     def run(

@@ -293,11 +293,18 @@ class Engine:
 
     def get_state(self, stream: int = 0) -> StreamState:
         """A stream's state as the models take it (this loads torch; `save_state` does not)."""
-        from ssmn.state import state_from_arrays
+        return self._state_of(self._alone_of("get_state", stream))
 
-        with self._owned():
-            tensors = self._streams.tensors(check_stream("get_state", stream, self.streams))
-        return state_from_arrays(tensors, self._streams.layout)
+    def get_states(self, streams: Sequence[int] | NDArray[Any] | None = None) -> StreamState:
+        """The states of several streams, a row each.
+
+        Args:
+            streams: Which, as numbers or as a mask [streams]; None = all, in order.
+
+        Raises:
+            DtypeError, RangeError: streams is no list of streams.
+        """
+        return self._state_of(self._chosen("get_states", streams))
 
     def set_state(self, stream: int, state: StreamState) -> None:
         """Replaces a stream's state by one of a model's, of one row.
@@ -305,14 +312,20 @@ class Engine:
         Raises:
             StateError: It is not a state of this model's.
         """
-        from ssmn.state import StreamState, to_numpy
+        self._set("set_state", self._alone_of("set_state", stream), state)
 
-        if not isinstance(state, StreamState):
-            raise StateError(f"set_state: state is {type(state).__name__}; wanted a StreamState.")
-        with self._owned():
-            stream = check_stream("set_state", stream, self.streams)
-            tensors = {name: to_numpy(tensor) for name, tensor in state.named_tensors().items()}
-            self._streams.put(stream, tensors, "set_state")
+    def set_states(self, state: StreamState, streams: Sequence[int] | NDArray[Any] | None = None) -> None:
+        """Replaces the states of several streams by the rows of one of a model's.
+
+        Args:
+            state: A row for each of the streams.
+            streams: As for `get_states`.
+
+        Raises:
+            StateError: It is not a state of this model's with so many rows; nothing has changed.
+            DtypeError, RangeError: streams is no list of streams.
+        """
+        self._set("set_states", self._chosen("set_states", streams), state)
 
     def save_state(self, stream: int, path: PathLike) -> None:
         """Writes a stream's state to the file that `StreamState.save` would write with the model.
@@ -322,7 +335,7 @@ class Engine:
             FileError: The file cannot be written.
         """
         with self._owned():
-            tensors = self._streams.tensors(check_stream("save_state", stream, self.streams))
+            tensors = self._streams.tensors(self._alone_of("save_state", stream))
         write_state_arrays(path, tensors, self._streams.layout, self._origin)
 
     def save_image(self, path: PathLike) -> None:
@@ -353,7 +366,7 @@ class Engine:
                 "load_state", self._origin, (str(path), "this engine's model"), way_out
             )
         with self._owned():
-            self._streams.put(check_stream("load_state", stream, self.streams), tensors, "load_state")
+            self._streams.put(self._alone_of("load_state", stream), tensors, "load_state")
 
     def __repr__(self) -> str:
         return f"Engine({self.config.kind}, {self.dtype}, streams={self.streams}, threads={self.threads})"
@@ -523,6 +536,26 @@ class Engine:
             came = f"has {outside[0]}" if outside else "names one twice"
             raise RangeError(f"{owner}: streams {came}; wanted each of 0 to {self.streams - 1} at most once.")
         return np.ascontiguousarray(which, np.int64)
+
+    def _alone_of(self, owner: str, stream: Any) -> NDArray[np.int64]:
+        """A list of one stream."""
+        return np.array([check_stream(owner, stream, self.streams)])
+
+    def _state_of(self, streams: NDArray[np.int64]) -> StreamState:
+        from ssmn.state import state_from_arrays
+
+        with self._owned():
+            tensors = self._streams.tensors(streams)
+        return state_from_arrays(tensors, self._streams.layout)
+
+    def _set(self, owner: str, streams: NDArray[np.int64], state: Any) -> None:
+        from ssmn.state import StreamState, to_numpy
+
+        if not isinstance(state, StreamState):
+            raise StateError(f"{owner}: state is {type(state).__name__}; wanted a StreamState.")
+        tensors = {name: to_numpy(tensor) for name, tensor in state.named_tensors().items()}
+        with self._owned():
+            self._streams.put(streams, tensors, owner)
 
     def _refuse_shape(self, owner: str, array: NDArray[Any], wanted: tuple[Any, ...]) -> NoReturn:
         shape = f"[{', '.join(map(str, wanted))}]"

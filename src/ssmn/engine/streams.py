@@ -84,32 +84,33 @@ class Streams:
         else:
             self.learning[stream] = _learning(plasticity, stream, 1)[0]
 
-    def tensors(self, stream: int) -> Tensors:
-        """A stream's state, named and shaped as in a state file."""
-        found: Tensors = {}
-        for name, view in self._views(stream).items():
-            found[name] = view.astype(np.float32)[np.newaxis]  # a copy: the stream goes on, and a state is a value
-        position = int(self.positions[stream])
-        for number, kind in enumerate(self.layout["layers"]):
-            if kind == "window":
-                slots, places = self._slots(position)
-                for name in ("keys", "values"):
-                    ring = self._ring(stream, number, name)
-                    state = np.zeros((self.config.window_size - 1, *ring.shape[1:]), np.float32)
-                    state[slots] = ring[places]
-                    found[f"layers.{number}.{name}"] = state[np.newaxis]
-                found[f"layers.{number}.position"] = np.array([position])
-        return {**found, "position": np.array([position])}
+    def tensors(self, streams: NDArray[np.int64]) -> Tensors:
+        """The state of some streams, a row each, named and shaped as in a state file."""
+        numbers, positions = (
+            self.numbers[streams],
+            self.positions[streams],
+        )  # copies: a stream goes on, a state is a value
+        found: Tensors = {name: view.astype(np.float32) for name, view in self._views(numbers).items()}
+        rows, slots, places = self._slots(positions)
+        for name, ring in self._rings(numbers).items():
+            found[name] = np.zeros(self._shape(ring), np.float32)
+            found[name][rows, slots] = ring[rows, places]
+        return found | {name: positions.copy() for name in self._position_names()}
 
-    def put(self, stream: int, tensors: Tensors, owner: str) -> None:
-        """Replaces a stream's state by such tensors."""
-        wanted = {name: array.shape for name, array in self.tensors(stream).items()}
+    def put(self, streams: NDArray[np.int64], tensors: Tensors, owner: str) -> None:
+        """Replaces the states of some streams, a row each, by such tensors."""
+        numbers = np.zeros((len(streams), self.numbers.shape[1]), np.float32)
+        views, rings = self._views(numbers), self._rings(numbers)
+        wanted = {name: view.shape for name, view in views.items()}
+        wanted |= {name: self._shape(ring) for name, ring in rings.items()}
+        wanted |= dict.fromkeys(self._position_names(), streams.shape)
         for name in sorted(wanted.keys() | tensors.keys()):
             came = list(tensors[name].shape) if name in tensors else "missing"
             want = list(wanted[name]) if name in wanted else "no such tensor"
             if came != want:
+                rows = "one row" if len(streams) == 1 else f"{len(streams)} rows"
                 raise StateError(
-                    f"{owner}: {name} of the state is {came}; wanted {want}: one row, of a state of this model "
+                    f"{owner}: {name} of the state is {came}; wanted {want}: {rows}, of a state of this model "
                     "(of several rows: state.select([row]))."
                 )
             kind = "iu" if name.endswith("position") else "f"
@@ -120,22 +121,21 @@ class Streams:
                 )
             if not np.isfinite(tensors[name]).all():
                 raise StateError(f"{owner}: {name} of the state has NaN or infinite values; take an earlier one.")
-        position = int(tensors["position"][0])
-        others = {name: int(array[0]) for name, array in tensors.items() if name.endswith(".position")}
-        for name, other in others.items():
-            if other != position or position < 0:
+        positions = tensors["position"]
+        for name in self._position_names():
+            wrong = (tensors[name] != positions) | (positions < 0)
+            if wrong.any():
+                row = int(wrong.argmax())
                 raise StateError(
-                    f"{owner}: {name} of the state is {other} and position {position}; wanted the same, from 0 on."
+                    f"{owner}: {name} of the state is {tensors[name][row]} and position {positions[row]}; wanted the "
+                    "same, from 0 on."
                 )
-        self.clear(stream)
-        for name, view in self._views(stream).items():
-            view[...] = tensors[name][0]
-        slots, places = self._slots(position)
-        for number, kind in enumerate(self.layout["layers"]):
-            if kind == "window":
-                for name in ("keys", "values"):
-                    self._ring(stream, number, name)[places] = tensors[f"layers.{number}.{name}"][0, slots]
-        self.positions[stream] = position
+        for name, view in views.items():
+            view[...] = tensors[name]
+        rows, slots, places = self._slots(positions)
+        for name, ring in rings.items():
+            ring[rows, places] = tensors[name][rows, slots]
+        self.numbers[streams], self.positions[streams] = numbers, positions
 
     def read(self, path: PathLike) -> tuple[Tensors, dict[str, Any]]:
         """Tensors and header of a state file with this layout."""
@@ -148,88 +148,107 @@ class Streams:
             raise FileError(f"load_state: {path} lacks a fingerprint or config in its header; save the state again.")
         return tensors, header
 
-    def _slots(self, position: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Slots of the state's ring that are filled, and the engine's slots with the same steps."""
-        held = min(position, self.config.window_size - 1)
-        steps = np.arange(position - held, position)
-        return steps % max(self.config.window_size - 1, 1), steps % self.packed.sizes.ring
+    def _position_names(self) -> list[str]:
+        """Tensors of a state file that hold a stream's position; the model's own comes last."""
+        kinds = enumerate(self.layout["layers"])
+        return [*(f"layers.{number}.position" for number, kind in kinds if kind == "window"), "position"]
 
-    def _views(self, stream: int) -> Tensors:
-        """Parts of a stream's numbers that are stored as in a state file."""
-        width, heads = self.config.hidden_dim, self.packed.sizes.memory_heads
-        numbers, views = self.numbers[stream], {}
+    def _slots(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Rows, slots of the state's ring that are filled, and the engine's slots with the same steps."""
+        width, last = max(self.config.window_size - 1, 1), positions[:, np.newaxis] - 1
+        steps = last - (last - np.arange(self.config.window_size - 1)) % width
+        rows, slots = np.nonzero(steps >= 0)
+        return rows, slots, steps[rows, slots] % self.packed.sizes.ring
+
+    def _views(self, numbers: NDArray[np.float32]) -> Tensors:
+        """Parts of some streams' numbers [rows, floats] that are stored as in a state file, a row each."""
+        width, heads, rows = self.config.hidden_dim, self.packed.sizes.memory_heads, len(numbers)
+        views: Tensors = {}
         if self.packed.sizes.has_encoder:
-            views["front.recent"] = numbers[: 3 * width].reshape(3, width)
+            views["front.recent"] = numbers[:, : 3 * width].reshape(rows, 3, width)
         elif self.layout["front"] == "front":
             columns = self.packed.sizes.inputs if self.packed.sizes.is_normalised else 0
-            parts = numbers[: 4 * columns].reshape(4, columns)
-            views |= {f"front.{name}": parts[row] for row, name in enumerate(_STATISTICS)}
-            views["front.pending"] = numbers[4 * columns : 4 * columns + 1].reshape(())
+            parts = numbers[:, : 4 * columns].reshape(rows, 4, columns)
+            views |= {f"front.{name}": parts[:, part] for part, name in enumerate(_STATISTICS)}
+            views["front.pending"] = numbers[:, 4 * columns]
         for number, layer in enumerate(self.packed.layers):
             if layer.plastic:
                 key, value = width // heads, -(-width // heads // PANEL) * PANEL
                 end = layer.state + width * value
-                memory = numbers[layer.state : end].reshape(heads, key, value)
-                views[f"layers.{number}.memory"] = memory[:, :, :key]
-                views[f"layers.{number}.previous"] = numbers[end : end + width]
+                memory = numbers[:, layer.state : end].reshape(rows, heads, key, value)
+                views[f"layers.{number}.memory"] = memory[..., :key]
+                views[f"layers.{number}.previous"] = numbers[:, end : end + width]
         sizes = self.packed.sizes
         if sizes.has_output_memory:
             stride = -(-width // PANEL) * PANEL
-            key, prediction = (sizes.head + rows * stride for rows in (sizes.outputs, sizes.outputs + 1))
-            views["head.memory"] = numbers[sizes.head : key].reshape(sizes.outputs, stride)[:, :width]
-            views["head.key"] = numbers[key : key + width]
+            key, prediction = (sizes.head + count * stride for count in (sizes.outputs, sizes.outputs + 1))
+            memory = numbers[:, sizes.head : key].reshape(rows, sizes.outputs, stride)
+            views["head.memory"] = memory[..., :width]
+            views["head.key"] = numbers[:, key : key + width]
             ratio, trust = prediction + sizes.outputs, prediction + 2 * sizes.outputs
-            views["head.prediction"] = numbers[prediction:ratio]
-            views["head.ratio"] = numbers[ratio:trust]
-            views["head.trust"] = numbers[trust : trust + 1].reshape(())
+            views["head.prediction"] = numbers[:, prediction:ratio]
+            views["head.ratio"] = numbers[:, ratio:trust]
+            views["head.trust"] = numbers[:, trust]
         if sizes.readout:
-            views |= self._readout(numbers[sizes.head :])
+            views |= self._readout(numbers[:, sizes.head :])
         return views
 
     def _readout(self, numbers: NDArray[np.float32]) -> Tensors:
         """The parts of a read-out's state; those of `rls` are float64."""
-        config, sizes = self.config, self.packed.sizes
+        config, sizes, rows = self.config, self.packed.sizes, len(numbers)
         assert isinstance(config, SSMNConfig)
         inputs, outputs = sizes.input.columns, config.output_dim
         read = {"hidden": config.hidden_dim, "inputs": inputs, "both": config.hidden_dim + inputs}
         width = read[config.readout_features] + 1
         prediction = -(-width // PANEL) * PANEL
         start = prediction + -(-outputs // PANEL) * PANEL
-        views: Tensors = {"head.key": numbers[:width], "head.prediction": numbers[prediction : prediction + outputs]}
+        views: Tensors = {
+            "head.key": numbers[:, :width],
+            "head.prediction": numbers[:, prediction : prediction + outputs],
+        }
         if config.readout == "delta":
-            memory = numbers[start : start + outputs * prediction].reshape(outputs, prediction)
+            memory = numbers[:, start : start + outputs * prediction].reshape(rows, outputs, prediction)
         else:
             stride = -(-width // _DOUBLES) * _DOUBLES
-            sums = numbers[start : start + 2 * (outputs + width) * stride].view(np.float64).reshape(-1, stride)
-            memory = sums[:outputs]
-            views["head.moment"] = sums[outputs:, :width]
-        return {**views, "head.memory": memory[:, :width].T}
+            end = start + 2 * (outputs + width) * stride
+            sums = numbers[:, start:end].view(np.float64).reshape(rows, outputs + width, stride)
+            memory = sums[:, :outputs]
+            views["head.moment"] = sums[:, outputs:, :width]
+        return {**views, "head.memory": memory[..., :width].swapaxes(1, 2)}
 
-    def _ring(self, stream: int, layer: int, name: str) -> NDArray[np.float32]:
-        """A view [slots, heads, width] of a layer's keys or values."""
-        sizes, start = self.packed.sizes, self.packed.layers[layer].state
-        head = self.config.hidden_dim // sizes.query_heads
-        middle = start + sizes.key_heads * sizes.ring * head
-        if name == "values":
-            stride = -(-head // PANEL) * PANEL
-            block = self.numbers[stream, middle : middle + sizes.key_heads * sizes.ring * stride]
-            return block.reshape(sizes.key_heads, sizes.ring, stride)[:, :, :head].transpose(1, 0, 2)
-        block = self.numbers[stream, start:middle].reshape(sizes.key_heads, -1, head, PANEL)
-        return _KeyRing(block)  # type: ignore[return-value]
+    def _shape(self, ring: Any) -> tuple[int, ...]:
+        """Of the tensor in a state file that holds what is in a ring."""
+        return (ring.shape[0], self.config.window_size - 1, *ring.shape[2:])
+
+    def _rings(self, numbers: NDArray[np.float32]) -> dict[str, Any]:
+        """Views [rows, slots, heads, width] of the keys and values of every window, by their name in a state file."""
+        sizes, rows = self.packed.sizes, len(numbers)
+        head, rings = self.config.hidden_dim // sizes.query_heads, {}
+        for number, layer in enumerate(self.packed.layers):
+            if not layer.plastic:
+                middle, stride = layer.state + sizes.key_heads * sizes.ring * head, -(-head // PANEL) * PANEL
+                keys = numbers[:, layer.state : middle].reshape(rows, sizes.key_heads, -1, head, PANEL)
+                values = numbers[:, middle : middle + sizes.key_heads * sizes.ring * stride]
+                values = values.reshape(rows, sizes.key_heads, sizes.ring, stride)[..., :head]
+                rings[f"layers.{number}.keys"] = _KeyRing(keys)
+                rings[f"layers.{number}.values"] = values.transpose(0, 2, 1, 3)
+        return rings
 
 
 class _KeyRing:
-    """Keys that lie [heads, slots / 16, width, 16], indexed as [slots, heads, width]."""
+    """Keys that lie [rows, heads, slots / 16, width, 16], indexed as [rows, slots, heads, width]."""
 
     def __init__(self, block: NDArray[np.float32]) -> None:
         self.block = block
-        self.shape = (block.shape[1] * PANEL, block.shape[0], block.shape[2])
+        self.shape = (block.shape[0], block.shape[2] * PANEL, block.shape[1], block.shape[3])
 
-    def __getitem__(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
-        return self.block[:, places // PANEL, :, places % PANEL]
+    def __getitem__(self, index: tuple[NDArray[np.int64], NDArray[np.int64]]) -> NDArray[np.float32]:
+        rows, places = index
+        return self.block[rows, :, places // PANEL, :, places % PANEL]
 
-    def __setitem__(self, places: NDArray[np.int64], keys: NDArray[np.float32]) -> None:
-        self.block[:, places // PANEL, :, places % PANEL] = keys
+    def __setitem__(self, index: tuple[NDArray[np.int64], NDArray[np.int64]], keys: NDArray[np.float32]) -> None:
+        rows, places = index
+        self.block[rows, :, places // PANEL, :, places % PANEL] = keys
 
 
 def _learning(plasticity: Plasticity, stream: int | None, count: int) -> NDArray[Any]:

@@ -37,14 +37,15 @@ def ssmn_core(
         width: D.
         layers: Kinds of the layers.
         window: W of the static ones.
-        settings: More of `SSMNConfig`.
+        settings: More of `SSMNConfig`. The memory writes at `plasticity_eta=0.1` unless told otherwise: at the usual
+            0.5 three writes to a key all but replace what was there, so that nothing can be counted.
 
     Example:
         >>> from ssmn.training import ppo
         >>> ppo.ssmn_core(width=16, num_heads=2)(5, 8).config.layer_types
         ('static', 'plastic')
     """
-    settings = {"num_heads": 2, **settings}
+    settings = {"num_heads": 2, "plasticity_eta": 0.1, **settings}
     values = {"hidden_dim": width, "num_layers": len(layers), "layer_types": layers, "window_size": window, **settings}
 
     def build(input_dim: int, output_dim: int) -> SSMN:

@@ -329,6 +329,11 @@ class _Steps:
         y, self.state = self.core(x.unsqueeze(1), self.state, reset=torch.from_numpy(first).unsqueeze(1))
         return y[:, 0]
 
+    def last(self, x: Tensor, rows: NDArray[np.int64]) -> Tensor:
+        """[R, input_dim] to [R, features]: one more step of some rows, which must be fresh at the next."""
+        y, _ = self.core(x.unsqueeze(1), self.state.select(rows.tolist()))
+        return y[:, 0]
+
     def select(self, rows: NDArray[np.int64]) -> Any:
         """The states of some rows."""
         return self.state.select(rows.tolist())
@@ -338,18 +343,19 @@ class _EngineSteps(_Steps):
     """The same by the engine, in a tenth of the time; it has the weights as they are now."""
 
     def __init__(self, core: SSMN, state: StreamState) -> None:
-        self.rows = np.arange(state.batch_size)
         self.engine = Engine(core, streams=state.batch_size)
-        for row in self.rows.tolist():
-            self.engine.set_state(row, state.select([row]))
+        self.engine.set_states(state)
 
     def __call__(self, x: Tensor, first: NDArray[np.bool_]) -> Tensor:
         for row in np.flatnonzero(first).tolist():
             self.engine.reset(row)
         return torch.from_numpy(self.engine.step(x.numpy()).copy())
 
+    def last(self, x: Tensor, rows: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(self.engine.step(x.numpy(), streams=rows).copy())
+
     def select(self, rows: NDArray[np.int64]) -> StreamState:
-        return StreamState.merge([self.engine.get_state(row) for row in rows.tolist()])
+        return self.engine.get_states(rows)
 
 
 def _steps(core: RecurrentCore, state: Any) -> _Steps:
@@ -366,7 +372,7 @@ class _Run:
     def __init__(self, agent: Agent, envs: VectorEnv[Any, Any, Any], config: PPOConfig) -> None:
         self.agent, self.envs, self.config = agent, envs, config
         self.same_step = _resets_in_same_step(envs)
-        self.optimizer = torch.optim.Adam(agent.parameters(), lr=config.learning_rate, eps=1e-5)
+        self.optimizer = torch.optim.Adam(agent.parameters(), lr=config.learning_rate, eps=1e-5, fused=True)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.step, self.ends, self.returns = 0, [], []
         self.recent: deque[float] = deque(maxlen=100)
@@ -411,31 +417,38 @@ class _Run:
     @torch.no_grad()
     def _collect(self) -> _Rollout:
         agent, envs, before = self.agent, self.envs, self.state
-        columns: dict[str, list[Tensor]] = {field.name: [] for field in dataclasses.fields(_Rollout)[:9]}
-        steps, rows = _steps(agent.core, before), np.arange(envs.num_envs)
+        names = ("x", "first", "actions", "rewards", "terminated", "ended", "void")
+        columns: dict[str, list[Tensor]] = {name: [] for name in names}
+        steps, hidden, left = _steps(agent.core, before), [], []
         for _ in range(self.config.rollout):
             x = agent.observations(self.seen, self.first, learn=True)
             first = torch.from_numpy(self.first)
-            output, values = agent.heads(steps(x, self.first))
-            actions = agent.sample(output, self.generator)
-            log_probs = agent.distribution(output).log_prob(actions)
+            hidden.append(steps(x, self.first))
+            actions = agent.sample(agent.policy(hidden[-1]), self.generator)
             self.seen, rewards, terminated, truncated, info = envs.step(agent.to_environment(actions))
             ended = (terminated | truncated) & ~self.void
             rewards = np.where(self.void, 0.0, rewards)
             self._note(rewards, ended)
-            rewards = torch.from_numpy(rewards / self._unit(rewards, ended)).float()
-            if self.same_step and (truncated & ~terminated).any():
-                rewards = rewards + self.config.discount * self._left(info, truncated & ~terminated, steps)
+            self._measure(rewards, ended)
+            cut = truncated & ~terminated
+            left.append(self._left(info, cut, steps) if self.same_step and cut.any() else torch.zeros(len(cut)))
             # In the same step the next observation is of another episode; in the next step it is still of this one.
             is_over = ended if self.same_step else terminated & ~self.void
-            step = (x, first, actions, log_probs, values, rewards, is_over, ended, self.void)
+            step = (x, first, actions, rewards, is_over, ended, self.void)
             for column, value in zip(columns.values(), step, strict=True):
                 column.append(value if isinstance(value, Tensor) else torch.from_numpy(value))
             none = np.zeros_like(ended)
             self.first, self.void = (ended, none) if self.same_step else (self.void, ended)
-        self.state = steps.select(rows)
-        _, value = agent.heads(steps(agent.observations(self.seen, self.first), self.first))
-        return _Rollout(**{n: torch.stack(c, 1) for n, c in columns.items()}, last_value=value, state=before)
+        self.state = steps.select(np.arange(envs.num_envs))
+        hidden.append(steps(agent.observations(self.seen, self.first), self.first))
+        taken = {name: torch.stack(column, 1) for name, column in columns.items()}
+        unit = math.sqrt(self.reward_scale[2] + 1e-8)
+        taken["rewards"] = (taken["rewards"] / unit).float() + self.config.discount * torch.stack(left, 1)
+        output, values = agent.heads(torch.stack(hidden, 1))
+        log_probs = agent.distribution(output[:, :-1]).log_prob(taken["actions"])
+        return _Rollout(
+            **taken, log_probs=log_probs, values=values[:, :-1], last_value=values[:, -1], state=before
+        )  # fmt: skip
 
     def _note(self, rewards: NDArray[np.float64], ended: NDArray[np.bool_]) -> None:
         self.step += len(rewards)
@@ -446,8 +459,8 @@ class _Run:
         self.recent.extend(finished)
         self.sums[ended] = 0
 
-    def _unit(self, rewards: NDArray[np.float64], ended: NDArray[np.bool_]) -> float:
-        """Running deviation of the discounted returns: rewards are learned in units of it."""
+    def _measure(self, rewards: NDArray[np.float64], ended: NDArray[np.bool_]) -> None:
+        """Takes a step's rewards into the deviation of the discounted returns: a rollout is learned in units of it."""
         self.discounted = self.discounted * self.config.discount + rewards
         count, mean, variance = self.reward_scale
         new = len(rewards)
@@ -455,16 +468,14 @@ class _Run:
         variance = (variance * count + self.discounted.var() * new + shift**2 * count * new / total) / total
         self.reward_scale = np.array([total, mean + shift * new / total, variance])
         self.discounted[ended] = 0
-        return math.sqrt(variance + 1e-8)
 
     def _left(self, info: dict[str, Any], rows: NDArray[np.bool_], steps: _Steps) -> Tensor:
         """[B], the value of where a truncated episode was stopped; 0 elsewhere."""
         chosen = np.flatnonzero(rows)
         final = np.stack([info["final_obs"][row] for row in chosen])
-        x = self.agent.observations(final, np.zeros(len(chosen), dtype=bool)).unsqueeze(1)
-        open_ = torch.zeros(len(chosen), 1, dtype=torch.bool)
-        _, value, _ = self.agent(x, steps.select(chosen), open_)
-        return torch.zeros(len(rows)).index_put((torch.from_numpy(chosen),), value[:, 0])
+        x = self.agent.observations(final, np.zeros(len(chosen), dtype=bool))
+        _, value = self.agent.heads(steps.last(x, chosen))
+        return torch.zeros(len(rows)).index_put((torch.from_numpy(chosen),), value)
 
     def _update(self, rollout: _Rollout, entropy_weight: float) -> tuple[float, float, float]:
         config, counts = self.config, ~rollout.void
@@ -523,16 +534,16 @@ class _Run:
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         self.agent.load_state_dict(_under("agent.", tensors))
         for name, weight in self.agent.named_parameters():
-            keys = ("step", "exp_avg", "exp_avg_sq")
-            self.optimizer.state[weight] = {key: tensors[f"optimizer.{key}.{name}"] for key in keys}
+            keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"optimizer.{key}.{name}" in tensors]
+            if keys:  # a frozen weight has none, nor has any before the first update
+                self.optimizer.state[weight] = {key: tensors[f"optimizer.{key}.{name}"] for key in keys}
         self.generator.set_state(tensors["random"])
         self.reward_scale, self.advantage_unit = arrays["reward_scale"], float(arrays["advantage_unit"])
         self.ends, self.returns, self.step = arrays["ends"].tolist(), arrays["returns"].tolist(), header["step"]
         self.recent.extend(self.returns[-100:])
 
     def _settings(self) -> dict[str, Any]:
-        shapes = {name: list(tensor.shape) for name, tensor in self.agent.state_dict().items()}
-        rest = {"num_envs": self.envs.num_envs, "shapes": shapes}
+        rest = {"num_envs": self.envs.num_envs, "agent": _parts(self.agent)}
         return json.loads(json.dumps(dataclasses.asdict(self.config) | rest))
 
 
@@ -547,16 +558,22 @@ def load_agent(
     """
     arrays, header = read_file(Path(folder) / CHECKPOINT_FILE, kind="checkpoint")
     agent = Agent(core, observations, actions, header["settings"]["features"])
-    shapes = {name: list(tensor.shape) for name, tensor in agent.state_dict().items()}
-    if shapes != header["settings"]["shapes"]:
-        theirs = header["settings"]["shapes"]
-        name = min(n for n in shapes.keys() | theirs.keys() if shapes.get(n) != theirs.get(n))
+    mine, theirs = json.loads(json.dumps(_parts(agent))), header["settings"]["agent"]
+    if mine != theirs:
+        name = min(n for n in mine.keys() | theirs.keys() if mine.get(n) != theirs.get(n))
         raise TrainingError(
-            f"ppo.load_agent: {name} is {theirs.get(name)} in {folder} but {shapes.get(name)} in this agent; build it "
+            f"ppo.load_agent: {name} is {theirs.get(name)} in {folder} but {mine.get(name)} in this agent; build it "
             f"with the run's own core and spaces."
         )
     agent.load_state_dict(_under("agent.", {name: torch.from_numpy(array) for name, array in arrays.items()}))
     return agent
+
+
+def _parts(agent: Agent) -> dict[str, Any]:
+    """What an agent must have in common with a checkpoint's: the shapes of its weights, the settings of its core."""
+    shapes = {name: list(tensor.shape) for name, tensor in agent.state_dict().items()}
+    core = agent.core.config.to_dict() if isinstance(agent.core, SSMN) else {}
+    return shapes | {f"core.{name}": value for name, value in core.items()}
 
 
 def _clocks() -> NDArray[np.float64]:

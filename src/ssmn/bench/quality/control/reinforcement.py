@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 CORES = ("ssmn", "gru", "lstm")
 RATES = (1e-3, 2e-3)
 ROWS = 64
+OURS = {"ffn": 62, "plasticity_eta": 0.1, "memory_heads": 4}
+"""Of our core alone: gentle writes into four memories that forget at four rates, so that it can count. The narrower
+feed-forward makes up for the weights of the further heads."""
 
 
 class Task(NamedTuple):
@@ -41,7 +44,7 @@ class Task(NamedTuple):
 GAMES = {
     "RepeatPreviousEasy": Task(150_000, 0.0, solved=0.99),
     "RepeatFirstEasy": Task(150_000, 0.0, solved=0.99),
-    "PositionOnlyCartPoleEasy": Task(300_000, 0.99, solved=0.95),
+    "PositionOnlyCartPoleEasy": Task(150_000, 0.99, solved=0.95),
     "CountRecallEasy": Task(300_000, 0.0),
     "RepeatPreviousMedium": Task(1_000_000, 0.0),
 }
@@ -81,7 +84,7 @@ def _run(game: str, core: str, rate: float, seed: int, options: Options) -> Run:
         "width": 16 if options.quick else 64, "ffn": 16 if options.quick else 64, "layers": ["static", "plastic"],
         "window": 8,
         "episodes": 8 if options.quick else 256,
-    }  # fmt: skip
+    } | (OURS if core == "ssmn" else {})  # fmt: skip
     return Run(f"{game}-{core}-{rate:g}-{seed}", settings)
 
 
@@ -127,8 +130,9 @@ def _builder(settings: Mapping[str, Any]) -> Any:
     from ssmn.training import ppo
     from ssmn.training.cores import GatedCore
 
+    own = {name: settings[name] for name in ("plasticity_eta", "memory_heads") if name in settings}
     layers = tuple(settings["layers"])
-    ours = ppo.ssmn_core(settings["width"], layers, settings["window"], ffn_dim=settings["ffn"])
+    ours = ppo.ssmn_core(settings["width"], layers, settings["window"], ffn_dim=settings["ffn"], **own)
     if settings["core"] == "ssmn":
         return ours
 
