@@ -128,7 +128,7 @@ def measure_state(state: State, before: State | None = None) -> list[Measures]:
         >>> from ssmn.probes import measure_state
         >>> config = ssmn.TextSSMNConfig(vocab_size=16, hidden_dim=12, num_layers=3, num_heads=2, window_size=9)
         >>> _, state = ssmn.TextSSMN(config)(torch.randint(16, (1, 4)))
-        >>> window, memory, _ = measure_state(state)
+        >>> _, window, memory, _ = measure_state(state)
         >>> window.values["fill"].tolist(), memory.name, sorted(memory.values)
         ([0.5], 'layers.1', ['effective_rank', 'energy', 'nbytes', 'saturation', 'spectrum', 'update'])
     """

@@ -359,7 +359,7 @@ def of_size(config: ConfigT, parameters: int, tolerance: float = 0.01) -> Config
         >>> from ssmn.bench.quality.peers import of_size
         >>> from ssmn import TextSSMN, TextSSMNConfig
         >>> TextSSMN(of_size(TextSSMNConfig.preset("tiny", vocab_size=99), 150_000)).num_parameters()
-        150018
+        150402
     """
     counts = [build_model(dataclasses.replace(config, ffn_dim=width)).num_parameters() for width in (1, 2)]
     width = 1 + round((parameters - counts[0]) / (counts[1] - counts[0]))
