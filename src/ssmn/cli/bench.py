@@ -221,6 +221,7 @@ def soak(
     from ssmn import bench
 
     _use_threads(threads)
+    options.check_place(json)
     console = Console()
     columns = (TextColumn("soak"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
