@@ -88,7 +88,15 @@ def test_version_and_no_verb(run: Runner) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [("nope",), ("generate", "x", "-n", "0"), ("generate", "--nope"), ("stream", "--per", "word"), ("doctor", "x")],
+    [
+        ("nope",),
+        ("generate", "x", "-n", "0"),
+        ("generate", "--nope"),
+        ("stream", "--per", "word"),
+        ("doctor", "x"),
+        ("generate", "x", "--threads", "9" * 20),
+        ("bench", "soak", "--threads", "9" * 20),
+    ],
 )
 def test_wrong_usage_exits_with_2(run: Runner, words: tuple[str, ...]) -> None:
     run(*words, code=2)
@@ -117,6 +125,23 @@ def test_a_failure_is_one_line_and_exits_with_1(run: Runner, tmp_path: Path) -> 
     run("generate", "x", "--model", tmp_path, code=1)
     assert run.err == f"ssmn: {tmp_path}: no config.json; wanted a folder written by save_pretrained or `ssmn train`.\n"
     assert run.out == ""
+
+
+def test_files_of_the_wrong_kind_are_named_with_the_way_out(run: Runner, tmp_path: Path) -> None:
+    noise, table = tmp_path / "noise", tmp_path / "table.csv"
+    noise.write_bytes(b"\xff\xfe" * 9)
+    table.write_text("a,b\n1,2\n3,4\n")
+    for words, said in (
+        (("chat", noise), f"{noise}: is a file; wanted a folder written by save_pretrained or `ssmn train`."),
+        (("inspect", "--text", noise), f"{noise}: line 1: byte 0xff is not UTF-8; wanted UTF-8 text, or a model with"),
+        (("inspect", "--text", table, "--report", tmp_path), f"{tmp_path}: is a folder; wanted the name of a file."),
+        (("detect", table, "--plot", tmp_path), f"{tmp_path}: is a folder; wanted the name of a file."),
+        (("bench", "soak", "--json", tmp_path), f"{tmp_path}: is a folder; wanted the name of a file."),
+        (("forecast", table, "-n", "9" * 19, "-q", "--model", tmp_path / "f"), "fit: 2 rows; wanted about"),
+    ):
+        run(*words, code=1)
+        assert run.err.startswith(f"ssmn: {said}")
+        assert len(run.err.splitlines()) == 1
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

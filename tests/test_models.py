@@ -54,6 +54,11 @@ def model(request: pytest.FixtureRequest) -> SSMN | TextSSMN:
     return made
 
 
+def test_the_memory_has_the_fewest_heads_that_are_narrow_enough() -> None:
+    for width, heads in ((64, 1), (256, 1), (300, 2), (514, 257), (1024, 4), (2**80, 2**72)):
+        assert SSMNConfig(input_dim=1, output_dim=1, hidden_dim=width, num_heads=1).memory_heads == heads
+
+
 def test_presets() -> None:
     for name, sizes in PRESETS.items():
         config = TextSSMNConfig.preset(name, vocab_size=11, num_layers=3)

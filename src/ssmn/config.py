@@ -160,9 +160,8 @@ class StackConfig:
         if self.num_kv_heads is None:
             self._set("num_kv_heads", self.num_heads)
         if self.memory_heads is None:
-            heads = next(h for h in range(1, self.hidden_dim + 1)
-                         if self.hidden_dim % h == 0 and self.hidden_dim // h <= MAX_MEMORY_HEAD_DIM)  # fmt: skip
-            self._set("memory_heads", heads)
+            width = next(k for k in range(MAX_MEMORY_HEAD_DIM, 0, -1) if self.hidden_dim % k == 0)
+            self._set("memory_heads", self.hidden_dim // width)
         elif self.memory_heads < 1 or self.hidden_dim % self.memory_heads:
             raise _refuse(owner, "memory_heads", self.memory_heads, f"a divisor of hidden_dim={self.hidden_dim}")
         assert self.memory_heads is not None

@@ -179,10 +179,9 @@ def read_config(folder: PathLike) -> dict[str, Any]:
     path = Path(folder) / CONFIG_FILE
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise FileError(
-            f"{folder}: no {CONFIG_FILE}; wanted a folder written by save_pretrained or `ssmn train`."
-        ) from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        found = f"no {CONFIG_FILE}" if isinstance(error, FileNotFoundError) else "is a file"
+        raise FileError(f"{folder}: {found}; wanted a folder written by save_pretrained or `ssmn train`.") from error
     except (OSError, ValueError, RecursionError) as error:
         raise FileError(f"{path}: cannot be read as JSON ({error}).") from error
     if not isinstance(values, dict):

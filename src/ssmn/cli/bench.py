@@ -31,7 +31,9 @@ Dark = Annotated[bool, typer.Option("--dark", help="Draw on a dark background.")
 Markdown = Annotated[
     Path | None, typer.Option("--markdown", metavar="FILE", help="Write the tables for a document here.")
 ]
-Threads = Annotated[int | None, typer.Option(min=1, help="Threads to use; torch's choice if absent.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, max=options.MAX_THREADS, help="Threads to use; torch's choice if absent.")
+]
 Repeats = Annotated[int | None, typer.Option(min=1, help="Timed runs of each.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Small sizes and few runs: a try, not a measurement.")]
 Lengths = Annotated[list[int] | None, typer.Option("--n", min=1, help="Tokens; may be given several times.")]
@@ -219,6 +221,7 @@ def soak(
     from ssmn import bench
 
     _use_threads(threads)
+    options.check_place(json)
     console = Console()
     columns = (TextColumn("soak"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
@@ -267,6 +270,8 @@ def quality(
     from ssmn.bench.quality import tables
 
     options.use_threads(threads)
+    for file in (json, markdown):
+        options.check_place(file)
     console = Console()
     with _Runs(console) as runs:
         record = bench.run(
@@ -377,6 +382,8 @@ def _measure(
     from ssmn.bench import compare, report
 
     _use_threads(threads)
+    for file in (json, plot, markdown):
+        options.check_place(file)
     before = None if base is None else compare.load(base)  # a wrong file is told before the minutes are spent
     console = Console()
     with console.status("measuring the machine's floors") as status:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ssmn.cli import options
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -61,7 +63,10 @@ def command(
     rows: Annotated[
         int | None, typer.Option("--rows", min=2_000, help="standard, a quick look: only so many readings.")
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads for the small model; the seed's table takes all.")] = 1,
+    threads: Annotated[
+        int,
+        typer.Option(min=1, max=options.MAX_THREADS, help="Threads for the small model; the seed's table takes all."),
+    ] = 1,
 ) -> None:
     """Stream a long real text, or a real sensor, through a small model and write an illustrated report.
 

@@ -62,6 +62,7 @@ def command(
     """
     from ssmn.series import read_table, rows_from
 
+    options.check_place(plot)
     chosen = None if columns is None else [name.strip() for name in columns.split(",")]
     bad: list[BadRow] = []
     counts = {"rows": 0, "flagged": 0, "bad": 0}

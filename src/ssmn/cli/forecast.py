@@ -76,11 +76,9 @@ def command(
     from ssmn.series import Forecaster, ForecasterConfig, read_table
 
     options.use_threads(threads)
-    options.check_place(model)
-    console = Console(stderr=True, quiet=quiet)
     for path in (model, out, plot):
-        if path is not None and not (folder := path.parent).is_dir():  # told before the work, not after it
-            raise FileError(f"forecast: the folder {folder} does not exist; make it first (mkdir -p {folder}).")
+        options.check_place(path)
+    console = Console(stderr=True, quiet=quiet)
     if update:
         given = {"--target": target, "--exogenous": exogenous, "--context": context, "--steps": steps}
         for name, value in given.items():

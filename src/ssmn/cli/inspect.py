@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ssmn.cli import options
+from ssmn.errors import FileError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,6 +74,7 @@ def command(
     if text is None and (writes or beside or write_threshold is not None or limit is not None):
         raise typer.BadParameter("--writes, --beside, --write-threshold and --limit are about a text: add --text FILE.")
     options.use_threads(threads)
+    options.check_place(report)
 
     from rich.console import Console
 
@@ -101,21 +103,19 @@ def _show_writes(
 
     from ssmn.probes import memories, read_writes
     from ssmn.stream import Stream
-    from ssmn.streaming import token_pieces
 
     lm, tokenizer = options.load_text(model)
     stream = Stream(lm, None if state is None else _load_state(state, lm))
     tally = _Tally(tokenizer.vocab_size, len(memories(lm)), memories(lm)[next(iter(memories(lm)))].heads)
     painter, left = _Painter(tokenizer, coloured=console.color_system is not None), limit
-    with text.open("rb") as file:
-        for piece in token_pieces(tokenizer, file):
-            tokens = torch.from_numpy(piece[:left].astype("int64"))
-            seen = read_writes(stream, tokens.unsqueeze(0), plasticity=settings)
-            tally.add(tokens.numpy(), seen)
-            console.print(painter.paint(tokens.tolist(), seen.strength.tolist()), end="", soft_wrap=True)
-            left = None if left is None else left - len(tokens)
-            if left == 0:
-                break
+    for piece in _tokens(tokenizer, text):
+        tokens = torch.from_numpy(piece[:left].astype("int64"))
+        seen = read_writes(stream, tokens.unsqueeze(0), plasticity=settings)
+        tally.add(tokens.numpy(), seen)
+        console.print(painter.paint(tokens.tolist(), seen.strength.tolist()), end="", soft_wrap=True)
+        left = None if left is None else left - len(tokens)
+        if left == 0:
+            break
     console.print(painter.finish())
     _print_tables(console, tally, tokenizer, list(memories(lm)), top)
 
@@ -175,11 +175,13 @@ def _tokens(tokenizer: Tokenizer, path: Path) -> Iterator[np.ndarray]:
     from ssmn.streaming import token_pieces
 
     with path.open("rb") as file:
-        yield from token_pieces(tokenizer, file)
+        try:
+            yield from token_pieces(tokenizer, file)
+        except FileError as error:
+            raise FileError(f"{path}: {error}") from error
 
 
 def _load_state(path: Path, model: TextSSMN | SSMN) -> StreamState:
-    from ssmn.errors import FileError
     from ssmn.state import StreamState
 
     state = StreamState.load(path, model)

@@ -81,11 +81,14 @@ OutputMemory = Annotated[
     typer.Option("--output-memory", help="Also learn from every prediction's error in a plastic memory of the output."),
 ]
 
+MAX_THREADS = 1024
+
 Threads = Annotated[
     int | None,
     typer.Option(
         "--threads",
         min=1,
+        max=MAX_THREADS,
         help="Threads; if absent OMP_NUM_THREADS, else 1: a small model on a busy machine is slower on more.",
     ),
 ]
@@ -178,6 +181,8 @@ def check_place(file: Path | None) -> None:
     """Refuses a file that could not be written at the end, before the work whose result it would hold."""
     if file is None:
         return
+    if file.is_dir():
+        raise FileError(f"{file}: is a folder; wanted the name of a file.")
     folder = Path(os.path.realpath(file)).parent
     if not folder.is_dir():
         raise FileError(f"{file}: the folder {folder} does not exist; make it first (mkdir -p {folder}).")

@@ -117,34 +117,42 @@ class Forecaster:
             given = _joined(given, _as_table(validation, table.names)).regular()
         else:
             boundary -= max(config.horizon, round(VALIDATION_SHARE * boundary))
+        contexts = self._contexts(len(given), boundary)
         fitted_rows = given.values[: boundary if validation is not None else len(given)]
         fitted = Fitted.prepare(config, names, given, fitted_rows)
         rows = fitted.rows(given.values, given.times)
-        choice, best = self._choose(rows, boundary, folder, on_step)
+        choice, best = self._choose(rows, boundary, contexts, folder, on_step)
         fitted.choice = choice
         fitted.regressors = best.make
         self._finish(fitted, rows, given, boundary, best, refit=validation is None)
         self._fitted = fitted
         return self
 
+    def _contexts(self, count: int, boundary: int) -> list[int]:
+        """Those of the configuration that `count` rows allow."""
+        horizon = self.config.horizon
+        room = boundary - horizon + 1 - max(8, horizon // 4)
+        contexts = sorted({length for length in self.config.contexts if length <= room})
+        if not contexts or count - boundary < horizon:
+            shortest = min(self.config.contexts)
+            wanted = math.ceil((shortest + horizon + max(8, horizon // 4)) / (1 - VALIDATION_SHARE)) + horizon
+            raise RangeError(
+                f"fit: {count} rows; wanted about {wanted} at least for horizon={horizon} and contexts from "
+                f"{shortest} on: lower one of them."
+            )
+        return contexts
+
     def _choose(
         self,
         rows: Rows,
         boundary: int,
+        contexts: list[int],
         folder: PathLike | None,
         on_step: Callable[[Progress], bool | None] | None,
     ) -> tuple[Choice, _Candidate]:
         """Context and shift without the network, then the network."""
-        config, horizon = self.config, self.config.horizon
-        contexts = [length for length in config.contexts if boundary - length - horizon + 1 >= max(8, horizon // 4)]
-        if not contexts or len(rows.values) - boundary < horizon:
-            shortest = min(config.contexts)
-            wanted = math.ceil((shortest + horizon + max(8, horizon // 4)) / (1 - VALIDATION_SHARE)) + horizon
-            raise RangeError(
-                f"fit: {len(rows.values)} rows; wanted about {wanted} at least for horizon={horizon} and contexts from "
-                f"{shortest} on: lower one of them."
-            )
-        candidates = [self._candidate(rows, boundary, length, config.shifts[0]) for length in sorted(set(contexts))]
+        config = self.config
+        candidates = [self._candidate(rows, boundary, length, config.shifts[0]) for length in contexts]
         best = min(candidates, key=lambda candidate: candidate.error)
         others = [self._candidate(rows, boundary, best.spec.context, shift) for shift in config.shifts[1:]]
         linear = best = min([best, *others], key=lambda candidate: candidate.error)
