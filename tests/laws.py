@@ -285,7 +285,8 @@ def save_load_go_on(subject: Subject, folder: Path) -> None:
         state.save(path, subject.module)
         loaded: State = StreamState.load(path, subject.module)
     else:
-        stream = StreamState(None, (state,), None, torch.zeros(batch, dtype=torch.int64))
+        position = state.named_tensors().get("position", torch.zeros(batch, dtype=torch.int64))
+        stream = StreamState(None, (state,), None, position)
         write_state_file(path, stream, Origin("0" * 64, {}))
         loaded = read_state_file(path)[0].layers[0]
     assert_identical(loaded.named_tensors(), state.named_tensors())

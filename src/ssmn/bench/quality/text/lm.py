@@ -221,7 +221,7 @@ def tables(finished: Mapping[str, Result]) -> list[Table]:
         made.append(Table(title, head, rows, caption, texts=1))
     if short := _short_rows(finished):
         head = ["change", "seed", "ssmn", "with the change", "more bits"]
-        made.append(Table("ours with one change, 500,000 tokens: bits per byte on validation/", head, short, texts=1))
+        made.append(Table("ours with one change, 500,000 tokens: bits per byte on validation/", head, short, texts=2))
     choices = [[key, f"{run['results']['bits_per_byte']:.3f}"] for key, run in finished.items() if "-rate-" in key]
     if choices:
         made.append(Table("choice of learning rates: bits per byte on validation/", ["run", ""], choices, texts=1))
