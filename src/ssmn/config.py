@@ -27,6 +27,8 @@ _LAYER_TYPES: set[str] = {"static", "plastic", "lru", "amn", "hopfield", "ntm"}
 SLOTTED = ("hopfield", "ntm")
 """Layer types whose memory has `memory_slots` rows."""
 
+MAX_SIZE = 1 << 20
+"""Of a width or a depth: beyond it a configuration is a slip or a damaged file, and would fill the memory as a list."""
 MAX_MEMORY_HEAD_DIM = 256
 
 READ_FLOOR = 0.2
@@ -145,6 +147,9 @@ class StackConfig:
         for name in ("hidden_dim", "num_layers", "num_heads", "window_size"):
             if getattr(self, name) < 1:
                 raise _refuse(owner, name, getattr(self, name), "at least 1")
+        for name in ("hidden_dim", "num_layers"):
+            if getattr(self, name) > MAX_SIZE:
+                raise _refuse(owner, name, getattr(self, name), f"at most {MAX_SIZE:,}")
         if self.layer_types is None:
             if not 0.0 < self.plastic_ratio <= 1.0:
                 raise _refuse(
