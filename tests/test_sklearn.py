@@ -15,6 +15,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import ssmn
 from ssmn.errors import ConfigError, FileError, RangeError, ShapeError
+from ssmn.files import read_file, write_file
 from ssmn.interfaces.features import (
     QUANTILES,
     delayed,
@@ -136,6 +137,11 @@ def test_files_bring_back_the_estimator(kind: Any, tmp_path: Path) -> None:
     other = SSMNRegressor if kind is SSMNClassifier else SSMNClassifier
     with pytest.raises(FileError, match=f"holds {kind.__name__}; wanted {other.__name__}"):
         other.load(tmp_path / "m.safetensors")
+    tensors, header = read_file(tmp_path / "m.safetensors")
+    del tensors["levels"]
+    write_file(tmp_path / "old.safetensors", tensors, {"kind": "model", "config": header["config"]})
+    with pytest.raises(FileError, match="an estimator without levels_, of an earlier version; fit and save it again"):
+        kind.load(tmp_path / "old.safetensors")
 
 
 def test_features_by_hand() -> None:

@@ -271,6 +271,10 @@ class _Estimator(BaseEstimator, ABC):
         estimator = config.get("estimator") or {}
         if estimator.get("class") != cls.__name__:
             raise FileError(f"{Path(path)}: holds {estimator.get('class') or 'a model'}; wanted {cls.__name__}.")
+        if "levels" not in tensors:
+            raise FileError(
+                f"{Path(path)}: an estimator without levels_, of an earlier version; fit and save it again."
+            )
         made, fitted = cls(**estimator["settings"]), estimator["fitted"]
         made.form_, made.paces_ = fitted["form"], tuple(fitted["paces"])
         made.mean_, made.scale_, made.levels_ = (from_numpy(tensors[name]) for name in ("mean", "scale", "levels"))
