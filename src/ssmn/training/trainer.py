@@ -29,14 +29,26 @@ class BfloatProducts(TorchFunctionMode):
     """Within it, products with weights are computed on bfloat16 copies; all else stays as it is.
 
     `torch.autocast` would also round the matrix products inside the memory's recurrence, and with
-    them the state.
+    them the state. What goes into several products after each other (queries, keys, values) is copied once.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last: tuple[Tensor, tuple[int, bool], Tensor] | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is not functional.linear:
             return func(*args, **(kwargs or {}))
-        low = [item.bfloat16() if isinstance(item, Tensor) else item for item in args]
-        return func(*low, **(kwargs or {})).to(args[0].dtype)
+        x, *rest = args
+        same = (x._version, torch.is_grad_enabled())
+        if self.last is None or self.last[0] is not x or self.last[1] != same:
+            self.last = (x, same, x.bfloat16())
+        low = [item.bfloat16() if isinstance(item, Tensor) else item for item in rest]
+        return func(self.last[2], *low, **(kwargs or {})).to(x.dtype)
+
+    def __exit__(self, *raised: Any) -> None:
+        self.last = None
+        super().__exit__(*raised)
 
 
 def _has_bfloat16() -> bool:
@@ -49,8 +61,10 @@ _LEAST_MUON = 8
 """Matrices with fewer rows or columns (gates, short convolutions) are left to AdamW."""
 
 
-def _optimizers(named: dict[str, torch.nn.Parameter], settings: OptimisationConfig) -> list[torch.optim.Optimizer]:
-    """AdamW, with weight decay on matrices alone, and Muon before it if it is wanted."""
+def _optimizers(
+    named: dict[str, torch.nn.Parameter], settings: OptimisationConfig, dtype: torch.dtype | None
+) -> list[torch.optim.Optimizer]:
+    """AdamW, with weight decay on matrices alone, and Muon before it if it is wanted, its products in `dtype`."""
     turned: list[Tensor] = []
     if settings.optimizer == "muon":
         inner = [weight for name, weight in named.items() if name.startswith(("blocks.", "encoder."))]
@@ -64,7 +78,7 @@ def _optimizers(named: dict[str, torch.nn.Parameter], settings: OptimisationConf
     adam = torch.optim.AdamW(groups, lr=rate, betas=settings.betas, fused=True)
     if not turned:
         return [adam]
-    return [Muon(turned, lr=rate, weight_decay=settings.weight_decay), adam]
+    return [Muon(turned, lr=rate, weight_decay=settings.weight_decay, dtype=dtype), adam]
 
 
 class Trainer:
@@ -78,7 +92,7 @@ class Trainer:
         self.named = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         is_low = settings.compute_dtype == "bfloat16" or (settings.compute_dtype == "auto" and _has_bfloat16())
         self.products = BfloatProducts() if is_low else contextlib.nullcontext()
-        self.optimizers = _optimizers(self.named, settings)
+        self.optimizers = _optimizers(self.named, settings, torch.bfloat16 if is_low else None)
 
     def advance(self, batch: Batch) -> tuple[Tensor | Prediction, Tensor, float, float]:
         """One optimizer step; returns the output, the loss, the gradient's norm and the learning rate."""
