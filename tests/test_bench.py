@@ -420,6 +420,8 @@ def test_bad_settings_are_refused() -> None:
         (lambda: bench.layers([0]), "layers: lengths, flat_lengths, window and repeats must be 1 or more"),
         (lambda: bench.train(width=100), "train: width=100; wanted a multiple of 64"),
         (lambda: bench.train(dtypes=["half"]), "train: dtypes has 'half'; wanted some of float32, bfloat16"),
+        (lambda: bench.loss([]), "loss: lengths and dtypes must not be empty"),
+        (lambda: bench.loss(dtypes=["half"]), "loss: dtypes has 'half'; wanted some of float32, bfloat16"),
         (lambda: bench.train([]), "train: lengths and dtypes must not be empty"),
         (lambda: bench.decode([]), r"decode: depths=\[\]; wanted some"),
         (lambda: bench.decode(shapes=["huge"]), "decode: shapes has 'huge'; wanted some of smollm2-135m"),
@@ -434,5 +436,6 @@ def test_bad_settings_are_refused() -> None:
 
 
 def test_every_benchmark_is_summarised() -> None:
-    assert set(bench.BENCHMARKS) == {"layers", "scan", "decode", "prefill", "train", "seed-table", "soak", "quality"}
+    names = {"layers", "loss", "scan", "decode", "prefill", "train", "seed-table", "soak", "quality"}
+    assert set(bench.BENCHMARKS) == names
     assert all(benchmark.summary.endswith((".", "?")) for benchmark in bench.BENCHMARKS.values())

@@ -53,7 +53,7 @@ enum { SSMN_FLOAT32 = 0, SSMN_BFLOAT16 = 1, SSMN_INT8 = 2, SSMN_INT4 = 3 };
 SSMN_API const char* ssmn_version(void);
 
 /* The number of this interface: raised whenever a structure or the arguments of a function here change. */
-#define SSMN_INTERFACE 2
+#define SSMN_INTERFACE 3
 SSMN_API int32_t ssmn_interface(void);
 
 /* The compiler that built the library, e.g. "GCC 12.2.0". */
@@ -300,6 +300,25 @@ SSMN_API int32_t ssmn_output_memory(
     float* final_prediction,   /* out [N, V] */
     float* final_ratio,        /* out [N, V] */
     float* final_trust,        /* out [N] */
+    int32_t threads);
+
+/*
+ * Cross-entropy of N rows of V logits z, in nats, and its gradient, which takes the place of the logits:
+ *
+ *     loss = log sum exp(z) - z[target],    z becomes scale (softmax(z) - onehot(target))
+ */
+typedef struct ssmn_cross_entropy_call {
+    int64_t rows;    /* N */
+    int64_t classes; /* V */
+    int32_t format;  /* of the logits: SSMN_FLOAT32 or SSMN_BFLOAT16 */
+    float scale;
+} ssmn_cross_entropy_call;
+
+SSMN_API int32_t ssmn_cross_entropy(
+    const ssmn_cross_entropy_call* call,
+    const int64_t* targets, /* [N], in [0, V) */
+    void* logits,           /* in and out [N, V] */
+    float* losses,          /* out [N] */
     int32_t threads);
 
 /*

@@ -21,6 +21,7 @@ struct Kernels {
     WindowForwardFunction* window_forward;
     WindowBackwardFunction* window_backward;
     decltype(&ssmn_output_memory) output_memory;
+    decltype(&ssmn_cross_entropy) cross_entropy;
     decltype(&ssmn_scan) scan;
     decltype(&ssmn_scan_backward) scan_backward;
     decltype(&ssmn_ntm) ntm;

@@ -135,6 +135,11 @@ extern "C" int32_t ssmn_output_memory(
         adapted, final_memory, final_key, final_prediction, final_ratio, final_trust, threads);
 }
 
+extern "C" int32_t ssmn_cross_entropy(
+    const ssmn_cross_entropy_call* call, const int64_t* targets, void* logits, float* losses, int32_t threads) {
+    return kernels().cross_entropy(call, targets, logits, losses, threads);
+}
+
 extern "C" int32_t ssmn_scan(
     const ssmn_scan_call* call,
     const float* a,

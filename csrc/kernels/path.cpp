@@ -8,7 +8,7 @@ namespace SSMN_PATH {
 
 const Kernels kKernels = {
     SSMN_PATH_NAME, SSMN_PATH_INSTRUCTIONS, memory, memory_backward, window_forward, window_backward, output_memory,
-    scan,           scan_backward,          ntm,    ntm_backward,    matrix_product, engine_run,
+    cross_entropy,  scan,                   scan_backward, ntm, ntm_backward, matrix_product, engine_run,
 };
 
 }  // namespace SSMN_PATH

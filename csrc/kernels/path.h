@@ -16,6 +16,7 @@ extern WindowForwardFunction window_forward;
 extern WindowBackwardFunction window_backward;
 
 extern decltype(ssmn_output_memory) output_memory;
+extern decltype(ssmn_cross_entropy) cross_entropy;
 extern decltype(ssmn_scan) scan;
 extern decltype(ssmn_scan_backward) scan_backward;
 extern decltype(ssmn_ntm) ntm;

@@ -25,7 +25,7 @@ CHUNK = 64
 MEMORY_WINDOW = 512
 """P, the steps between two states that the memory stores; the library must agree."""
 
-INTERFACE = 2
+INTERFACE = 3
 """The number of the interface that is declared here, `SSMN_INTERFACE` of `ssmn.h`; the library must have the same."""
 
 KERNELS_VARIABLE = "SSMN_KERNELS"
@@ -62,6 +62,12 @@ class OutputCall(Structure):
         *((name, c_int64) for name in ("rows", "steps", "tokens", "width", "streams")),
         *((name, c_float) for name in ("threshold", "switch")),
     ]
+
+
+class CrossEntropyCall(Structure):
+    """`ssmn_cross_entropy_call`."""
+
+    _fields_ = [("rows", c_int64), ("classes", c_int64), ("format", c_int32), ("scale", c_float)]
 
 
 class ScanCall(Structure):
@@ -157,6 +163,7 @@ _KERNELS: dict[str, list[type]] = {
         POINTER(WindowSizes), c_int32, *_pointers(10), c_float, c_double, *_pointers(11), c_int32
     ],
     "ssmn_output_memory": [POINTER(OutputCall), *_pointers(19), c_int32],
+    "ssmn_cross_entropy": [POINTER(CrossEntropyCall), *_pointers(3), c_int32],
     "ssmn_scan": [POINTER(ScanCall), *_pointers(8), c_int32],
     "ssmn_scan_backward": [POINTER(ScanCall), *_pointers(11), c_int32],
     "ssmn_ntm": [POINTER(NtmCall), *_pointers(21), c_int32],

@@ -6,6 +6,7 @@ versions, commit, settings, the machine's floors) and `save` keeps that as JSON.
 
 from ssmn.bench.decode import decode
 from ssmn.bench.layers import layers
+from ssmn.bench.loss import loss
 from ssmn.bench.prefill import prefill
 from ssmn.bench.quality import measure_quality
 from ssmn.bench.registry import BENCHMARKS, Benchmark, run, save
@@ -20,6 +21,7 @@ __all__ = [
     "attention_counts",
     "decode",
     "layers",
+    "loss",
     "measure_quality",
     "prefill",
     "run",

@@ -111,6 +111,29 @@ def scan(
     _measure("scan", settings, quick, threads, json, base, plot, dark, markdown)
 
 
+@app.command(epilog="Example: ssmn bench loss --n 4096 --dtype bfloat16")
+def loss(
+    length: Lengths = None,
+    dtype: Dtypes = None,
+    width: Annotated[int, typer.Option(min=1, help="Of the hidden vectors.")] = 192,
+    vocabulary: Annotated[int, typer.Option(min=1, help="Tokens to choose from.")] = 4_096,
+    processor: Annotated[bool, typer.Option("--processor", help="Counts processor time, not wall time.")] = False,
+    repeats: Repeats = None,
+    quick: Quick = False,
+    threads: Threads = None,
+    json: Json = None,
+    base: Base = None,
+    plot: Plot = None,
+    dark: Dark = False,
+    markdown: Markdown = None,
+) -> None:
+    """The loss of a language model and its gradients, against torch's."""
+    settings: dict[str, Any] = {"width": width, "vocab_size": vocabulary, "processor": processor}
+    settings |= {"repeats": 3, "lengths": (256,)} if quick else {}
+    settings |= _given(lengths=length, dtypes=dtype, repeats=repeats)
+    _measure("loss", settings, quick, threads, json, base, plot, dark, markdown)
+
+
 @app.command(epilog="Example: ssmn bench train --n 8192 --dtype float32")
 def train(
     length: Lengths = None,

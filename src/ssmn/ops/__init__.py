@@ -1,6 +1,7 @@
 """The operations of an SSMN, each as a loop (`reference`), in chunks (`chunked`) and in C++ (`native`)."""
 
 from ssmn.ops.common import MemoryTrace
+from ssmn.ops.cross_entropy import linear_cross_entropy
 from ssmn.ops.dispatch import (
     backend_status,
     choose_backend,
@@ -17,6 +18,7 @@ __all__ = [
     "MemoryTrace",
     "backend_status",
     "choose_backend",
+    "linear_cross_entropy",
     "linear_scan",
     "memory_read",
     "memory_write",

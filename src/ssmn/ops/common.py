@@ -53,6 +53,13 @@ class MemoryTrace:
     mask: Tensor | None = None
 
 
+def check_numbers(op: str, name: str, numbers: Tensor, end: int) -> None:
+    """Whether integers, of which there are some, are in [0, end)."""
+    low, high = (int(number) for number in numbers.aminmax())
+    if low < 0 or high >= end:
+        raise RangeError(f"{op}: {name} has {low if low < 0 else high}; wanted integers in [0, {end}).")
+
+
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
     """float64 for float64 inputs, float32 for everything else."""
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -56,7 +56,7 @@ class Interval:
         self.tokens = self.bytes = 0
 
     def add(
-        self, step: int, batch: Batch, output: Tensor | Prediction, loss: float, norm: float, rate: float
+        self, step: int, batch: Batch, output: Tensor | Prediction | None, loss: float, norm: float, rate: float
     ) -> Progress:
         count = batch.inputs.shape[0] * batch.inputs.shape[1]
         self.loss += loss
@@ -67,7 +67,7 @@ class Interval:
         mean = self.loss / done
         if self.bytes:
             figure, value = "bits_per_byte", self.nats / math.log(2) / self.bytes
-        elif batch.mask is not None:
+        elif batch.mask is not None and output is not None:
             total, answers = measures_of(output, batch)["accuracy"]
             figure, value = "accuracy", total / answers
         else:

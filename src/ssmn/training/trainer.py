@@ -15,8 +15,9 @@ from torch.overrides import TorchFunctionMode
 from ssmn import native
 from ssmn.errors import TrainingError
 from ssmn.layers.heads import Prediction
-from ssmn.models import SSMN
+from ssmn.models import SSMN, TextSSMN
 from ssmn.models.stack import Stack
+from ssmn.ops import linear_cross_entropy
 from ssmn.state import StreamState
 from ssmn.training.evaluate import loss_of, outputs_of
 from ssmn.training.muon import Muon
@@ -91,11 +92,12 @@ class Trainer:
         self.sparse = None if settings.write_rate is None else SparseTraining(model, settings)
         self.named = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         is_low = settings.compute_dtype == "bfloat16" or (settings.compute_dtype == "auto" and _has_bfloat16())
+        self.dtype = torch.bfloat16 if is_low else None
         self.products = BfloatProducts() if is_low else contextlib.nullcontext()
-        self.optimizers = _optimizers(self.named, settings, torch.bfloat16 if is_low else None)
+        self.optimizers = _optimizers(self.named, settings, self.dtype)
 
-    def advance(self, batch: Batch) -> tuple[Tensor | Prediction, Tensor, float, float]:
-        """One optimizer step; returns the output, the loss, the gradient's norm and the learning rate."""
+    def advance(self, batch: Batch) -> tuple[Tensor | Prediction | None, Tensor, float, float]:
+        """One optimizer step; returns the output (None for plain text), the loss, the gradient's norm and the rate."""
         rate = self.settings.rate(self.step)
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = rate
@@ -107,9 +109,7 @@ class Trainer:
             reset[:, 0] = batch.fresh_rows
         if self.sparse is not None:
             self.sparse.prepare(self.step)
-        with self.products:
-            output, state = outputs_of(self.model, batch, before, reset=reset)
-        loss = loss_of(output, batch)
+        output, loss, state = self._read(batch, before, reset)
         self._check_finite("loss", loss.item(), batch)
         self.model.zero_grad(set_to_none=True)
         (loss if self.sparse is None else loss + self.sparse.penalty()).backward()
@@ -119,7 +119,21 @@ class Trainer:
             optimizer.step()
         self.state = state.detach()
         self.step += 1
-        return output.detach(), loss.detach(), norm, rate
+        return None if output is None else output.detach(), loss.detach(), norm, rate
+
+    def _read(
+        self, batch: Batch, before: StreamState | None, reset: Tensor | None
+    ) -> tuple[Tensor | Prediction | None, Tensor, StreamState]:
+        """(output, loss, state). Every token of plain text counts, and its logits are for the loss alone."""
+        model = self.model
+        if batch.mask is not None or not isinstance(model, TextSSMN) or model.output_memory is not None:
+            with self.products:
+                output, state = outputs_of(model, batch, before, reset=reset)
+            return output, loss_of(output, batch), state
+        with self.products:
+            hidden, state = model.hidden(batch.inputs, before, reset=reset)
+        loss = linear_cross_entropy(hidden.to(self.dtype), model.output_weight.to(self.dtype), batch.targets)
+        return None, loss, state
 
     def _check_data(self, batch: Batch) -> None:
         if not batch.inputs.is_floating_point():
