@@ -105,6 +105,7 @@ def test_small_runs_of_the_language_parts(corpus: Path, tmp_path: Path) -> None:
         "small-mamba-2-*",
         "small-ssmn-hebbian-0",
         "short-ssmn-hebbian-0",
+        "shipped-*",
     ]
     results = quality.measure_quality(
         ["lm", "second-reading"], out=str(tmp_path), seeds=1, text=str(corpus), quick=True, only=chosen
@@ -136,6 +137,8 @@ def test_small_runs_of_the_language_parts(corpus: Path, tmp_path: Path) -> None:
     assert "frozen" not in again["small-mamba-2-0"]["results"]
     assert "all_in_view" in again["small-transformer-0"]["results"]
     assert "all_in_view" not in again["small-ssmn-0"]["results"]
+    shipped = [again[f"shipped-{name}-0"]["results"] for name in ("plain", "output-memory")]
+    assert shipped[0]["at_once"]["gain"] < shipped[1]["at_once"]["gain"]
     assert second_reading.drawing(again, Look()) is not None
     for table in tables:
         assert all(len(row) == len(table.head) for row in table.rows)

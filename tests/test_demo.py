@@ -75,6 +75,7 @@ def test_the_numbers_hold_together(report: Path) -> None:
     assert lengths == [256 << n for n in range(len(lengths))]
     assert numbers["twice"]["rows"][0]["gain"] > 0.05
     assert abs(numbers["twice"]["rows"][0]["gain_off"]) < 0.01
+    assert all(row["gain_output"] > row["gain"] for row in numbers["twice"]["rows"])
     story = numbers["story"]
     assert story["reloaded_identical"]
     assert story["future_identical"]

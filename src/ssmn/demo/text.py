@@ -39,7 +39,7 @@ PASSAGE_AT = 0.6
 """Where in the text the passage of `compare_readings` begins, as a share."""
 STORY_BYTES = 2_000
 READING_TOKENS = 16_384
-"""Tokens per length in `read_twice`, and the longest passage."""
+"""Tokens per length in `read_twice`, in two passages or more."""
 SHORTEST_READING = 256
 POINTS = 160
 BINS = 40
@@ -47,9 +47,10 @@ BINS = 40
 
 @dataclass(frozen=True)
 class Material:
-    """The shipped model, its tokenizer, and the text, which stays packed on disk."""
+    """The shipped model, the same with an output memory, its tokenizer, and the text, which stays packed on disk."""
 
     model: TextSSMN
+    corrected: TextSSMN
     tokenizer: Tokenizer
     path: Path
     size: int
@@ -69,12 +70,13 @@ class Material:
         path = folder / "held-out.txt.xz"
         if not (folder / "model" / "config.json").exists() or not path.exists():
             raise FileError(f"demo: {folder} lacks the shipped model or text; install the package again, whole.")
-        model = TextSSMN.from_pretrained(folder / "model").eval()
+        model, corrected = (TextSSMN.from_pretrained(folder / "model", output_memory=on).eval() for on in (False, True))
         with lzma.open(path) as file:
             size = file.seek(0, io.SEEK_END)
         if limit is not None and limit < 20_000:
             raise FileError(f"demo: {limit:,} bytes of text are too few to show anything; wanted at least 20,000.")
-        return cls(model, Tokenizer.load(folder / "model" / "tokenizer.json"), path, min(size, limit or size))
+        tokenizer = Tokenizer.load(folder / "model" / "tokenizer.json")
+        return cls(model, corrected, tokenizer, path, min(size, limit or size))
 
     def line_start(self, offset: int) -> int:
         """Where the first line at or after `offset` begins."""
@@ -226,44 +228,43 @@ def compare_readings(material: Material, state: StreamState, progress: Progress 
 
 
 def read_twice(material: Material, progress: Progress = silent) -> dict[str, Any]:
-    """Reads passages of doubling lengths twice in a row from a fresh state, with the memory on and off.
+    """Reads passages of doubling lengths twice in a row from a fresh state: with the memory on, off, and on with the
+    output memory, which learns from the error of every prediction.
 
     Every length gets the same number of tokens, cut into passages from all over the text.
 
     Returns:
-        `rows`: per length the number of passages, bits per byte of the first and second reading and of
-        the second with the memory off, and the gains (share of the first reading's surprise that the
-        second one lacks) with a standard error over passages.
+        `rows`: per length the number of passages, bits per byte of the first and second reading in each way (`_off`,
+        `_output`), and the gains (share of the first reading's surprise that the second one of the same way lacks)
+        with a standard error over passages.
     """
     text = material.passage(0, material.size)
     tokens = torch.from_numpy(material.tokenizer.encode(text).astype(np.int64))
-    longest = min(READING_TOKENS, len(tokens) // 4)
-    lengths = [SHORTEST_READING << n for n in range(20) if SHORTEST_READING << n <= longest]
+    budget = min(READING_TOKENS, len(tokens) // 4)
+    lengths = [SHORTEST_READING << n for n in range(20) if SHORTEST_READING << n <= budget // 2]
     rows = []
     for index, length in enumerate(lengths):
         progress("twice", index, len(lengths), f"{length:,} tokens")
-        count = max(1, longest // length)
-        starts = [(len(tokens) - length) * i // max(1, count - 1) for i in range(count)]
+        count = budget // length
+        starts = [(len(tokens) - length) * i // (count - 1) for i in range(count)]
         batch = torch.stack([tokens[start : start + length] for start in starts])
         sizes = torch.from_numpy(material.tokenizer.byte_lengths)[batch[:, 1:]].sum(1).double()
         # The first token of a reading has nothing of the passage before it, so neither reading counts it.
-        first, second = (bits / sizes for bits in _read_batch_twice(material.model, batch, None))
-        first_off, second_off = (bits / sizes for bits in _read_batch_twice(material.model, batch, FROZEN))
-        gains = 1 - second / first
-        error = float(gains.std() / count**0.5) if count > 1 else 0.0
-        rows.append(
-            {
-                "length": length,
-                "passages": count,
-                "first": float(first.mean()),
-                "second": float(second.mean()),
-                "first_off": float(first_off.mean()),
-                "second_off": float(second_off.mean()),
-                "gain": float(gains.mean()),
-                "gain_standard_error": error,
-                "gain_off": float((1 - second_off / first_off).mean()),
+        row: dict[str, float] = {"length": length, "passages": count}
+        for way, model, plasticity in (
+            ("", material.model, None),
+            ("_off", material.model, FROZEN),
+            ("_output", material.corrected, None),
+        ):
+            first, second = (bits / sizes for bits in _read_batch_twice(model, batch, plasticity))
+            gains = 1 - second / first
+            row |= {
+                f"first{way}": float(first.mean()),
+                f"second{way}": float(second.mean()),
+                f"gain{way}": float(gains.mean()),
+                f"gain{way}_standard_error": float(gains.std() / count**0.5),
             }
-        )
+        rows.append(row)
     progress("twice", len(lengths), len(lengths))
     return {"rows": rows}
 

@@ -84,7 +84,8 @@ def _twice_outcome(t: Mapping[str, Any]) -> str:
         f"A passage of {shortest['length']} tokens is {100 * shortest['gain']:.0f} % less surprising the second time, "
         f"one of {longest['length']:,} tokens {round(100 * longest['gain'], 1) + 0.0:.1f} %; {until}. What is older "
         f"has been overwritten by what came after it. With the memory off the gain is at most "
-        f"{100 * max(0.0, *(row['gain_off'] for row in t['rows'])):.1f} %."
+        f"{100 * max(0.0, *(row['gain_off'] for row in t['rows'])):.1f} %. The output memory, which is off unless "
+        f"it is asked for, keeps more: {100 * shortest['gain_output']:.0f} and {100 * longest['gain_output']:.0f} %."
     )
 
 

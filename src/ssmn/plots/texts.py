@@ -76,7 +76,7 @@ def surprise(passage: Mapping[str, Any], look: Look = LIGHT) -> Figure:
 
 def second_reading(readings: Mapping[str, Any], look: Look = LIGHT) -> Figure:
     """Surprise of first and second readings against the length of the passage, and what the second one gains."""
-    blue, orange, _, purple = look.colours
+    blue, orange, green, purple = look.colours
     rows = readings["rows"]
     lengths = [row["length"] for row in rows]
     panels = (2, 1) if look.narrow else (1, 2)
@@ -86,29 +86,30 @@ def second_reading(readings: Mapping[str, Any], look: Look = LIGHT) -> Figure:
             ("first", "first reading", orange, "--", "s"),
             ("second", "second reading", blue, "-", "o"),
             ("second_off", "second reading, memory off", purple, ":", "D"),
+            ("second_output", "second reading, with the output memory", green, "-.", "^"),
         )
         for name, label, colour, style, marker in series:
             values = [row[name] for row in rows]
             levels.plot(lengths, values, color=colour, linestyle=style, marker=marker, markersize=5, label=label)
         levels.set_ylabel("surprise (bits per byte)")
         levels.set_title("Reading a passage twice")
-        gain = [100 * row["gain"] for row in rows]
-        spread = [100 * row["gain_standard_error"] for row in rows]
         gains.axhline(0, color=look.muted, linewidth=1)
-        gains.errorbar(
-            lengths, gain, yerr=spread, color=blue, marker="o", markersize=5, capsize=3, label="second reading"
-        )
-        off = [100 * row["gain_off"] for row in rows]
-        gains.plot(
-            lengths, off, color=purple, linestyle=":", marker="D", markersize=5, label="second reading, memory off"
-        )
+        for way, colour, style, marker in (
+            ("", blue, "-", "o"),
+            ("_off", purple, ":", "D"),
+            ("_output", green, "-.", "^"),
+        ):
+            gain, spread = ([100 * row[f"gain{way}{kind}"] for row in rows] for kind in ("", "_standard_error"))
+            gains.errorbar(
+                lengths, gain, yerr=spread, color=colour, linestyle=style, marker=marker, markersize=5, capsize=3
+            )
         gains.set_ylabel("less surprise than at first (%)")
         gains.set_title("What the second reading gains")
         for panel in (levels, gains):
             panel.set_xscale("log", base=2)
             panel.set_xticks(lengths, [f"{n // 1024}k" if n >= 1024 else str(n) for n in lengths])
             panel.set_xlabel("length of the passage (tokens)")
-        legend_below(figure, levels, 1 if look.narrow else 3)
+        legend_below(figure, levels, 1 if look.narrow else 2)
     return figure
 
 

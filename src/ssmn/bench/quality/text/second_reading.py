@@ -1,4 +1,7 @@
-"""Second reading: how much better a passage is predicted when it is read again, by the models of the part `lm`."""
+"""Second reading: how much better a passage is predicted when it is read again.
+
+By the shipped model, with its output memory and without, and by the models of the part `lm`.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,11 @@ from ssmn.bench.quality.text.language import GENRES, language, stretches
 from ssmn.bench.quality.text.texts import bits_per_byte, losses, over_seeds
 from ssmn.bench.report import Table
 from ssmn.config import Plasticity
+from ssmn.files import shipped_model
 from ssmn.layers import SlidingWindowAttention
 from ssmn.models import TextSSMN
+from ssmn.training import Tokenizer
+from ssmn.training.loop import TOKENIZER_FILE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,22 +35,37 @@ ROWS = 8
 
 
 def runs(options: Options) -> Generator[Run, Result | None, None]:
-    """One run for every model of the part `lm` that is finished."""
+    """Two runs for a trained model, then one for every model of the part `lm` whose weights are there."""
+    lengths = LENGTHS[:2] if options.quick else LENGTHS
+    settings = {"lengths": lengths, "passage": lengths[-1] if options.quick else PASSAGE}
+    model = "shipped" if options.model == shipped_model() else str(options.model)
+    for output_memory in (False, True):
+        name = f"shipped-{'output-memory' if output_memory else 'plain'}-0"
+        yield Run(name, {**settings, "model": model, "output_memory": output_memory})
+    done = finished(PART, options.out)
     for name in finished(lm.PART, options.out):
-        if "-rate-" not in name:
-            lengths = LENGTHS[:2] if options.quick else LENGTHS
-            yield Run(name, {"lengths": lengths, "passage": lengths[-1] if options.quick else PASSAGE})
+        is_there = (options.out / lm.PART.name / name / "model.safetensors").exists()
+        if "-rate-" not in name and not name.startswith("short-") and (is_there or name in done):
+            yield Run(name, settings)
 
 
 def measure(run: Run, place: Workplace) -> Result | None:
     """Reads passages twice: at once, after other text, at several lengths, and with the memory frozen."""
-    model = TextSSMN.from_pretrained(place.options.out / lm.PART.name / run.name)
-    words = language(place.options)
+    words, is_given = language(place.options), "model" in run.settings
+    if is_given:
+        folder = place.options.model
+        model = TextSSMN.from_pretrained(folder, output_memory=run.settings["output_memory"])
+        tokenizer = Tokenizer.load(folder / TOKENIZER_FILE)
+    else:
+        model = TextSSMN.from_pretrained(place.options.out / lm.PART.name / run.name)
+        tokenizer = words.tokenizer
     passage, quick = run.settings["passage"], place.options.quick
     between = 64 if quick else BETWEEN
     longest = max(*run.settings["lengths"], passage + between)
-    text = np.concatenate([stretches(words.held_out[genre], 1 if quick else ROWS, longest) for genre in GENRES])
-    lengths, result = words.tokenizer.byte_lengths, {"by_length": {}}
+    wanted = 2 * longest if is_given else longest
+    text = np.concatenate([stretches(words.held_out[genre], 1 if quick else ROWS, wanted) for genre in GENRES])
+    text = _translated(text, words.tokenizer, tokenizer, longest) if is_given else text
+    lengths, result = tokenizer.byte_lengths, {"by_length": {}}
     for done, length in enumerate(run.settings["lengths"]):
         result["by_length"][str(length)] = reread(model, text[:, :length], lengths)
         if place.on_step(done + 1, len(run.settings["lengths"]), f"passages of {length}"):
@@ -61,6 +82,13 @@ def measure(run: Run, place: Workplace) -> Result | None:
             block.mixer.window_size = 2 * passage
         result["all_in_view"] = reread(model, first, lengths)
     return result
+
+
+def _translated(rows: np.ndarray, told: Tokenizer, wanted: Tokenizer, length: int) -> np.ndarray:
+    """Rows of one tokenizer's tokens as rows of another's, of at most `length`: [B, ..]."""
+    texts = [wanted.encode(told.decode(row)) for row in rows]
+    length = min(length, *map(len, texts))
+    return np.stack([text[:length] for text in texts])
 
 
 def reread(
@@ -121,7 +149,8 @@ def drawing(finished: Mapping[str, Result], look: Look) -> Figure:
     panels: dict[str, dict[str, dict[float, list[float]]]] = {}
     for name, group in _groups(finished).items():
         budget, _, model = name.partition("-")
-        line = panels.setdefault(f"{budget} budget", {}).setdefault(model, {})
+        panel = f"{budget} budget" if budget in lm.BUDGETS else f"{budget} model"
+        line = panels.setdefault(panel, {}).setdefault(model, {})
         for result in group:
             for length, read in result["by_length"].items():
                 line.setdefault(float(length), []).append(100 * read["gain"])
@@ -150,4 +179,11 @@ def _end(by_length: Mapping[int, list[float]]) -> str:
     return end
 
 
-PART = Part("second-reading", "What the models of the part `lm` gain by reading again.", runs, measure, tables, drawing)
+PART = Part(
+    "second-reading",
+    "What the shipped model, and those of the part `lm`, gain by reading again.",
+    runs,
+    measure,
+    tables,
+    drawing,
+)
