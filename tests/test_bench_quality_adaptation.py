@@ -80,10 +80,11 @@ def test_the_encoder_is_measured_and_probed(corpus: Path, tmp_path: Path) -> Non
         ["encoder"], out=str(tmp_path / "out"), text=str(corpus), seeds=1, quick=True, only=("*",)
     )
     assert found["complete"]
-    learned, probed = quality.tables(found)
+    learned, shipped, probed = quality.tables(found)
     assert [row[0] for row in learned.rows] == ["without", "with"]
     accuracy = {row[0]: float(row[2]) for row in probed.rows}
     assert accuracy["most frequent part of speech of the form"] == pytest.approx(100 * 2 / 3, abs=1)
+    assert [row[0] for row in shipped.rows][:3] == [row[0] for row in probed.rows][:3]
     assert accuracy["the last four embeddings, side by side"] > accuracy["plain embedding"]
 
 

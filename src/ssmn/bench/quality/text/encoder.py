@@ -2,7 +2,7 @@
 
 The probe is a linear map from a vector to the part of speech of the word that ends there, fitted on half of the Brown
 corpus and tested on the other half. What a form is most often needs no context, so the words whose form has several
-parts of speech are counted by themselves.
+parts of speech are counted by themselves; so are words that the tokenizer has cut, of which the last token says little.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from ssmn.bench.quality.peers import of_size
 from ssmn.bench.quality.text import brown
 from ssmn.bench.report import Table
 from ssmn.config import TextSSMNConfig
+from ssmn.files import shipped_model
 from ssmn.models import TextSSMN
 from ssmn.state import EncoderState
 from ssmn.training import Tokenizer, TrainConfig, evaluate_stream, train
@@ -41,16 +42,22 @@ TRAINED_BYTES, EVALUATED_BYTES = 6_000_000, 400_000
 PROBED_WORDS = 60_000
 """Of each half of the corpus."""
 
+SHIPPED = "probe-shipped"
+"""The run that probes a trained model."""
+
 AMBIGUOUS = 0.1
 """A form is ambiguous if this share of its occurrences has another part of speech than most."""
 
 
 def runs(options: Options) -> Generator[Run, Result | None, None]:
-    """With and without the encoder for each seed, then the probe of the models that have one."""
+    """The probe of a trained model; with and without the encoder for each seed, then the probe of the former."""
+    probe = {"words": PROBED_WORDS, "package": brown.PACKAGE}
+    model = "shipped" if options.model == shipped_model() else str(options.model)
+    yield Run(SHIPPED, {**probe, "model": model})
     for seed in range(options.seeds):
         for name, has_encoder in (("without", False), ("with", True)):
             yield Run(f"{name}-{seed}", _settings(has_encoder, seed, options.quick))
-        yield Run(f"probe-{seed}", {"words": PROBED_WORDS, "package": brown.PACKAGE, "model": f"with-{seed}"})
+        yield Run(f"probe-{seed}", {**probe, "model": f"with-{seed}"})
 
 
 def _settings(has_encoder: bool, seed: int, quick: bool) -> dict[str, Any]:
@@ -69,7 +76,8 @@ def _settings(has_encoder: bool, seed: int, quick: bool) -> dict[str, Any]:
 def measure(run: Run, place: Workplace) -> Result | None:
     """Trains one model and reads the validation text, or probes one."""
     if "model" in run.settings and isinstance(run.settings["model"], str):
-        return _probe(place.options, run.settings["model"])
+        own = place.options.out / PART.name / run.settings["model"]
+        return _probe(place.options, place.options.model if run.name == SHIPPED else own)
     own = place.options.out / PART.name
     tokenizer = _tokenizer(place.options, own / "tokenizer.json", run.settings["data"]["vocab_size"])
     share = 50 if place.options.quick else 1
@@ -183,8 +191,7 @@ def _vectors(model: TextSSMN, words: Words) -> dict[str, Tensor]:
     return {name: torch.cat(parts)[words.ends] for name, parts in found.items()}
 
 
-def _probe(options: Options, name: str) -> Result:
-    folder = options.out / PART.name / name
+def _probe(options: Options, folder: Path) -> Result:
     model, tokenizer = TextSSMN.from_pretrained(folder).eval(), Tokenizer.load(folder / "tokenizer.json")
     documents = brown.read(options.text.parent / "brown")
     halves, most = (documents[::2], documents[1::2]), 300 if options.quick else PROBED_WORDS
@@ -194,6 +201,8 @@ def _probe(options: Options, name: str) -> Result:
     groups = {
         "all words": np.ones_like(several),
         "ambiguous forms": several,
+        "words of one token": tested.whole,
+        "words of several tokens": ~tested.whole,
         "ambiguous forms of one token": several & tested.whole,
     }
     right = {"most frequent part of speech of the form": _most_frequent(fitted, tested)}
@@ -256,18 +265,23 @@ def tables(finished: Mapping[str, Result]) -> list[Table]:
         head = ["encoder", "bits per byte", "seeds", "gain, %"]
         title = "Semantic encoder: language modelling at equal size"
         made.append(Table(title, head, rows, "bits per byte of validation text", texts=1))
-    probes = [run["results"] for name, run in finished.items() if name.startswith("probe-")]
-    if probes:
-        groups = list(probes[0]["words"])
-        rows = []
-        for kind in probes[0]["accuracy"]:
-            means = [
-                100 * statistics.mean(probe["accuracy"][kind].get(group, 0.0) for probe in probes) for group in groups
-            ]
-            rows.append([kind, *(f"{mean:.1f}" for mean in means)])
-        caption = "words tested: " + ", ".join(f"{group} {probes[0]['words'][group]:,}" for group in groups)
-        made.append(Table("Part of speech by a linear probe, % right", ["from", *groups], rows, caption, texts=1))
+    for title, probes in (
+        ("the shipped model", [run["results"] for name, run in finished.items() if name == SHIPPED]),
+        ("the models above", [run["results"] for name, run in finished.items()
+                              if name.startswith("probe-") and name != SHIPPED]),
+    ):  # fmt: skip
+        if probes:
+            made.append(_probe_table(title, probes))
     return made
+
+
+def _probe_table(title: str, probes: list[Result]) -> Table:
+    groups, rows = list(probes[0]["words"]), []
+    for kind in probes[0]["accuracy"]:
+        means = [100 * statistics.mean(probe["accuracy"][kind].get(group, 0.0) for probe in probes) for group in groups]
+        rows.append([kind, *(f"{mean:.1f}" for mean in means)])
+    caption = "words tested: " + ", ".join(f"{group} {probes[0]['words'][group]:,}" for group in groups)
+    return Table(f"Part of speech by a linear probe, {title}, % right", ["from", *groups], rows, caption, texts=1)
 
 
 PART = Part(
