@@ -103,12 +103,7 @@ class TextSSMN(Stack):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[.., D], what `hidden` returns or some of it, to [.., vocab_size]."""
-        return functional.linear(hidden, self.output_weight)
-
-    @property
-    def output_weight(self) -> Tensor:
-        """[vocab_size, D], what `logits` multiplies with: the embeddings, if the two are tied."""
-        return self.embedding.weight if self.output is None else self.output.weight
+        return functional.linear(hidden, self.embedding.weight) if self.output is None else self.output(hidden)
 
     def hidden(
         self,

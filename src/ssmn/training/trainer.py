@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import math
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -82,6 +82,15 @@ def _optimizers(
     return [Muon(turned, lr=rate, weight_decay=settings.weight_decay, dtype=dtype), adam]
 
 
+def _output_weight(model: Stack) -> Tensor | None:
+    """What gives a text model's logits from its hidden vectors; None if that takes more than a product."""
+    if not isinstance(model, TextSSMN) or model.output_memory is not None:
+        return None
+    if model.output is None:
+        return model.embedding.weight
+    return model.output.weight if type(model.output) is nn.Linear else None  # and not what took its place
+
+
 class Trainer:
     """A model, its optimizer and the carried state: what one step changes and a checkpoint holds."""
 
@@ -125,15 +134,13 @@ class Trainer:
         self, batch: Batch, before: StreamState | None, reset: Tensor | None
     ) -> tuple[Tensor | Prediction | None, Tensor, StreamState]:
         """(output, loss, state). Every token of plain text counts, and its logits are for the loss alone."""
-        model = self.model
-        if batch.mask is not None or not isinstance(model, TextSSMN) or model.output_memory is not None:
-            with self.products:
-                output, state = outputs_of(model, batch, before, reset=reset)
-            return output, loss_of(output, batch), state
+        weight = _output_weight(self.model) if batch.mask is None else None
         with self.products:
-            hidden, state = model.hidden(batch.inputs, before, reset=reset)
-        loss = linear_cross_entropy(hidden.to(self.dtype), model.output_weight.to(self.dtype), batch.targets)
-        return None, loss, state
+            if weight is None:
+                output, state = outputs_of(self.model, batch, before, reset=reset)
+                return output, loss_of(output, batch), state
+            hidden, state = cast("TextSSMN", self.model).hidden(batch.inputs, before, reset=reset)
+        return None, linear_cross_entropy(hidden.to(self.dtype), weight.to(self.dtype), batch.targets), state
 
     def _check_data(self, batch: Batch) -> None:
         if not batch.inputs.is_floating_point():
