@@ -390,7 +390,7 @@ def test_an_exported_model_may_have_a_free_number_of_streams() -> None:
     shapes = torch.export.ShapesCollection()
     for tensor in (x, *state.named_tensors().values()):
         shapes[tensor] = {0: torch.export.Dim.DYNAMIC}
-    program = torch.export.export(model, (x, state), dynamic_shapes=shapes)
+    program = torch.export.export(model, (x, state), dynamic_shapes=shapes)  # pyright: ignore[reportArgumentType]
     for streams in (1, 2, 7):
         x = torch.randn(streams, 4, 5)
         assert torch.equal(program.module()(x, model.init_state(streams))[0], model(x)[0])

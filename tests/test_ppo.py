@@ -275,7 +275,7 @@ def test_a_run_goes_on_from_before_its_first_update(frozen: bool, tmp_path: Path
     ppo.train(core, envs, settings, out=tmp_path, resume=True, on_rollout=lambda _: True)  # one rollout
     result = ppo.train(core, envs, settings, out=tmp_path, resume=True)
     assert result.step == 56 and not result.interrupted
-    assert torch.equal(result.agent.core.input.weight, run.agent.core.input.weight) == frozen
+    assert torch.equal(result.agent.core.input.weight, run.agent.core.input.weight) == frozen  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_the_same_seed_gives_the_same_run() -> None:

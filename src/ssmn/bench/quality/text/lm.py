@@ -106,7 +106,7 @@ def runs(options: Options) -> Generator[Run, Result | None, None]:
             settings = _settings("small", name, rate, 0, options.quick, choosing=True)
             found[rate] = yield Run(f"small-{name}-rate-{rate:g}", settings)
         chosen = best_rate(found, "bits_per_byte")
-        if chosen == max(found) and not options.quick:
+        if chosen is not None and chosen == max(found) and not options.quick:
             # Not for the choice, which is among the same rates for all: it tells whether they end too early for it.
             settings = _settings("small", name, 2 * chosen, 0, options.quick, choosing=True)
             yield Run(f"small-{name}-rate-{2 * chosen:g}", settings)
