@@ -44,8 +44,7 @@ def fitted(count: int = 220, **settings: Any) -> Forecaster:
     return Forecaster(config).fit(table_of(waves(count)))
 
 
-def same(one: Forecaster, other: Forecaster, tolerance: float = 1e-12) -> None:
-    """To rounding: where an array begins in memory decides in which order a product adds up."""
+def same(one: Forecaster, other: Forecaster, tolerance: float = 0.0) -> None:
     mine, theirs = one.predict(), other.predict()
     np.testing.assert_allclose(mine.mean, theirs.mean, rtol=tolerance, atol=tolerance)
     np.testing.assert_allclose(mine.quantiles, theirs.quantiles, rtol=tolerance, atol=tolerance)

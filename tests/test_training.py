@@ -492,6 +492,22 @@ def test_bfloat16_rounds_weight_products_and_not_the_recurrence(backend: Any) ->
     assert linear.weight.grad.dtype == torch.float32
 
 
+def test_the_copy_in_bfloat16_is_of_what_is_there_now() -> None:
+    x, linear = torch.randn(3, 8), torch.nn.Linear(8, 5)
+    with BfloatProducts():
+        first, again = linear(x), linear(x)
+        x += 1
+        moved = linear(x)
+        with torch.no_grad():
+            silent = linear(leaf := torch.randn(3, 8, requires_grad=True))
+        tracked = linear(leaf)
+    assert torch.equal(first, again)
+    torch.testing.assert_close(moved, linear(x), rtol=0.02, atol=0.02)
+    assert torch.equal(silent, tracked)
+    tracked.sum().backward()
+    assert leaf.grad is not None
+
+
 def test_only_matrices_decay() -> None:
     model = build_model(ssmn.TextSSMNConfig(vocab_size=11, **MODEL))  # type: ignore[arg-type]
     trainer = Trainer(model, OptimisationConfig(weight_decay=0.3))

@@ -42,9 +42,9 @@ class DelayedReadout:
 
     def __init__(self, weights: Array, covariance: Array, channels: int, forget: float) -> None:
         features, horizon = weights.shape
-        self.weights = np.array(weights.T, np.float64)
+        self.weights = np.array(weights.T, np.float64, order="C")  # as it comes from a file: sums depend on it
         """[H, F]."""
-        self.covariance = np.array(covariance, np.float64)
+        self.covariance = np.array(covariance, np.float64, order="C")
         """[F, F]."""
         self.forget = forget
         self.limit = _LARGEST_GROWTH * float(np.trace(self.covariance))

@@ -135,10 +135,11 @@ class Trainer:
     ) -> tuple[Tensor | Prediction | None, Tensor, StreamState]:
         """(output, loss, state). Every token of plain text counts, and its logits are for the loss alone."""
         weight = _output_weight(self.model) if batch.mask is None else None
-        with self.products:
-            if weight is None:
+        if weight is None:
+            with self.products:
                 output, state = outputs_of(self.model, batch, before, reset=reset)
-                return output, loss_of(output, batch), state
+            return output, loss_of(output, batch), state
+        with self.products:
             hidden, state = cast("TextSSMN", self.model).hidden(batch.inputs, before, reset=reset)
         return None, linear_cross_entropy(hidden.to(self.dtype), weight.to(self.dtype), batch.targets), state
 
